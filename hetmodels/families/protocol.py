@@ -1,0 +1,101 @@
+"""What a family of heterogeneity declares, and the optional structure that engines may use."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+from jax import Array
+
+from hetmodels.volumes.protocol import Volume
+
+Shared = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What a family must know of the data to lay out its maps.
+
+    Attributes:
+        size: box edge D in pixels.
+        spacing: pixel size [Å].
+        power: first guess of the variance of a map's Fourier coefficients per shell, (D-1)//2 + 1 numbers.
+    """
+
+    size: int
+    spacing: float
+    power: tuple[float, ...]
+
+
+@runtime_checkable
+class Family(Protocol):
+    """One kind of heterogeneity, as a frozen pytree. Nothing about CTF, noise, pose or plates stands here.
+
+    A family whose maps live on the data's grid has a static field `frame: Frame | None = None`, which `fit` fills.
+    """
+
+    def shared(self) -> Shared:
+        """Declare by `numpyro.sample` and `numpyro.param` what all particles have in common; return it by name."""
+
+    def conformation(self, shared: Shared) -> Any:
+        """Prior of one particle's latent: a NumPyro distribution, a dict of named ones, or None."""
+
+    def volume(self, shared: Shared, z: Any) -> Volume:
+        """The density of a particle with latent z."""
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """The image is linear in maps: slice of sum_l b_l X_l, with weights b(z)."""
+
+    def components(self, shared: Shared) -> Array:
+        """The maps X_l, (components, N, N, N)."""
+
+    def spectra(self, shared: Shared) -> Array:
+        """Prior variance per shell of each map, (components, shells)."""
+
+    def design(self, z: Any) -> Array:
+        """Weights b(z), (components,)."""
+
+    def updated(self, shared: Shared, components: Array, spectra: Array, occupancy: Array) -> Shared:
+        """Shared values after an M-step.
+
+        Args:
+            shared: values before.
+            components: new maps, (components, N, N, N).
+            spectra: new prior variances, (components, shells).
+            occupancy: expected number of particles at each node, (nodes,).
+        """
+
+
+@runtime_checkable
+class Gridded(Protocol):
+    """The latent takes finitely many values, which are enumerated exactly."""
+
+    def grids(self, shared: Shared) -> tuple[Array, Array]:
+        """Nodes (nodes, …) of z and their log prior weights (nodes,)."""
+
+
+@runtime_checkable
+class Gaussian(Protocol):
+    """z is Gaussian and b(z) = (1, z): it is integrated in closed form."""
+
+    def latent_covariance(self, shared: Shared) -> Array:
+        """Prior covariance of z, (dims, dims)."""
+
+
+def framed(family: Any, frame: Frame) -> Any:
+    """The family laid out on the data's grid, if it asks for one and has none yet."""
+    if getattr(family, "frame", frame) is None:
+        return dataclasses.replace(family, frame=frame)
+    return family
+
+
+def need_frame(family: Any) -> Frame:
+    """The family's frame.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if family.frame is None:
+        name = type(family).__name__
+        raise ValueError(f"{name}: the box is not known yet; `fit` sets it from the data, or give frame=Frame(...).")
+    return family.frame

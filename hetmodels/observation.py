@@ -1,0 +1,200 @@
+"""How particles become images, apart from their density: pose, noise, contrast, junk. Each choice is an object."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+
+from hetmodels.data.batch import Batch
+from hetmodels.imaging.grids import Disc
+from hetmodels.imaging.rotations import from_rotvec
+
+
+class Pose(Protocol):
+    """What is known of the poses."""
+
+    def prior(self) -> dict[str, dist.Distribution]:
+        """Named priors of one particle's pose latents; empty where the pose is known."""
+
+    def place(self, latents: dict[str, Array], rotation: Array, shift: Array) -> tuple[Array, Array]:
+        """Rotation (3, 3) and shift (2,) [Å] of one particle from its latents and the file's values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """The file's poses are exact."""
+
+    def prior(self) -> dict[str, dist.Distribution]:
+        """No latents."""
+        return {}
+
+    def place(self, latents: dict[str, Array], rotation: Array, shift: Array) -> tuple[Array, Array]:
+        """The file's values."""
+        return rotation, shift
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined:
+    """Poses spread about the file's values: A = exp(omega) A0, omega ~ N(0, rotation_sd^2), t ~ N(t0, shift_sd^2).
+
+    Attributes:
+        rotation_sd: spread per axis [rad].
+        shift_sd: spread per axis [Å].
+    """
+
+    rotation_sd: float = 0.035
+    shift_sd: float = 2.0
+
+    def prior(self) -> dict[str, dist.Distribution]:
+        """`rotation` (3,) tangent vector [rad] and `shift` (2,) offset [Å]."""
+        return {
+            "rotation": dist.Normal(0.0, self.rotation_sd).expand([3]).to_event(1),
+            "shift": dist.Normal(0.0, self.shift_sd).expand([2]).to_event(1),
+        }
+
+    def place(self, latents: dict[str, Array], rotation: Array, shift: Array) -> tuple[Array, Array]:
+        """The file's pose moved by the latents."""
+        turn = from_rotvec(latents["rotation"])
+        moved = jnp.einsum("ij,jk->ik", turn, rotation, precision=jax.lax.Precision.HIGHEST)
+        return moved, shift + latents["shift"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Radial:
+    """Noise with an unknown radial spectrum per optics group, point-estimated (site `noise`, a param).
+
+    Attributes:
+        start: first guess of the variance relative to the reference spectrum, groups x shells; ones if None.
+    """
+
+    start: tuple[tuple[float, ...], ...] | None = None
+
+    def variance(self, groups: int, shells: int) -> Array:
+        """Variance of each Fourier pixel relative to the reference spectrum, (groups, shells)."""
+        start = jnp.ones((groups, shells)) if self.start is None else jnp.asarray(self.start)
+        return numpyro.param("noise", start, constraint=dist.constraints.positive)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedNoise:
+    """Noise of a known spectrum.
+
+    Attributes:
+        values: variance relative to the reference spectrum, groups x shells; ones if None.
+    """
+
+    values: tuple[tuple[float, ...], ...] | None = None
+
+    def variance(self, groups: int, shells: int) -> Array:
+        """See `Radial.variance`."""
+        return jnp.ones((groups, shells)) if self.values is None else jnp.asarray(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Each image's contrast a ~ N(1, sd^2), marginalised in closed form.
+
+    Attributes:
+        sd: spread, relative.
+    """
+
+    sd: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.sd > 0:
+            raise ValueError(f"Contrast: the spread must be positive, got {self.sd}; leave contrast out to fix it at 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outliers:
+    """A share of junk: images without the particle, y ~ N(0, rho + excess), in place of the model.
+
+    The excess is the power above the noise that an average image of the group has, so that junk is as bright as
+    particles but without their structure.
+
+    Attributes:
+        alpha, beta: Beta prior of the share of junk (site `junk`).
+    """
+
+    alpha: float = 1.0
+    beta: float = 20.0
+
+    def share(self) -> Array:
+        """Probability that an image is junk."""
+        return numpyro.sample("junk", dist.Beta(self.alpha, self.beta))
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """The measurement of a data set: everything between a density and its image.
+
+    Attributes:
+        disc: Fourier pixels of the images.
+        spacing: pixel size [Å].
+        groups: number of noise groups.
+        particles: number of particles a full pass counts, the size of the plate.
+        pose, noise, contrast, outliers: the choices.
+    """
+
+    disc: Disc
+    spacing: float
+    groups: int
+    particles: int
+    pose: Any = Known()
+    noise: Any = Radial()
+    contrast: Contrast | None = None
+    outliers: Outliers | None = None
+
+    def pixel_variance(self, noise: Array, group: Array) -> Array:
+        """Variance of each stored pixel, (rows, pixels), from (groups, shells)."""
+        return noise[group][:, self.disc.shell]
+
+    def junk_ratio(self, images: Array, variance: Array) -> Array:
+        """log p(y | junk) - log p(y | noise only), (rows,).
+
+        The reference spectrum is the mean power of the group's images, 1 after whitening.
+        """
+        broad = variance + jnp.maximum(1.0 - variance, 0.05)
+        power = images.real**2 + images.imag**2
+        return jnp.sum(power * (1 / variance - 1 / broad) - jnp.log(broad / variance), axis=-1)
+
+    def zero_ratio(self, images: Array, variance: Array) -> Array:
+        """log p(y | noise of this variance) - log p(y | noise of the reference spectrum), (rows,)."""
+        power = images.real**2 + images.imag**2
+        return jnp.sum(power * (1 - 1 / variance) - jnp.log(variance), axis=-1)
+
+
+def marginal_ratio(linear: Array, quadratic: Array, contrast: Contrast | None) -> tuple[Array, Array, Array]:
+    """log p(y | x) - log p(y | 0) with the contrast integrated, and its posterior moments.
+
+    Args:
+        linear: 2 Re <y, x> / sigma^2 summed over stored pixels, any shape.
+        quadratic: |x|^2 / sigma^2 summed likewise.
+        contrast: prior of the contrast a, or None for a = 1.
+
+    Returns:
+        The log ratio, E[a] and E[a^2], each of the shape given.
+    """
+    if contrast is None:
+        one = jnp.ones_like(linear)
+        return linear - quadratic, one, one
+    prior = 1.0 / contrast.sd**2
+    precision = prior + 2.0 * quadratic
+    mean = (prior + linear) / precision
+    log_ratio = 0.5 * (prior + linear) * mean - 0.5 * prior - 0.5 * jnp.log(precision / prior)
+    return log_ratio, mean, mean**2 + 1.0 / precision
+
+
+def split_junk(
+    log_ratio: Array, observation: Observation, batch: Batch, variance: Array, share: Array | None
+) -> tuple[Array, Array]:
+    """Mix the junk component into the log ratio of each image; also the probability that it is no junk, (rows,)."""
+    if share is None:
+        return log_ratio, jnp.ones_like(log_ratio)
+    clean = jnp.log1p(-share) + log_ratio
+    total = jnp.logaddexp(clean, jnp.log(share) + observation.junk_ratio(batch.images, variance))
+    return total, jnp.exp(clean - total)

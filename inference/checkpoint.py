@@ -1,0 +1,66 @@
+"""Checkpoints: the leaves of a state as named arrays in one file, replaced atomically."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hetmodels.errors import DataError
+
+
+class Checkpoint:
+    """A folder with the newest state of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "state.npz"
+
+    def exists(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.path.exists()
+
+    def save(self, state: Any, place: str, draws: dict[str, np.ndarray]) -> None:
+        """Write a state with its place in the run; a kill leaves the former one untouched."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        leaves, _ = jax.tree.flatten_with_path(state)
+        arrays = {f"state{jax.tree_util.keystr(path)}": _plain(leaf) for path, leaf in leaves}
+        temporary = self.folder / "state.tmp.npz"
+        with open(temporary, "wb") as stream:
+            np.savez(stream, **{"place": np.asarray(place)}, **arrays, **draws)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.path)
+
+    def load(self, example: Any) -> tuple[Any, str, dict[str, np.ndarray]]:
+        """Read a state of the structure of an example; also its place and the draws kept so far.
+
+        Raises:
+            DataError: if the file belongs to a run of another shape.
+        """
+        leaves, structure = jax.tree.flatten_with_path(example)
+        with np.load(self.path, allow_pickle=False) as stored:
+            values = []
+            for path, leaf in leaves:
+                name = f"state{jax.tree_util.keystr(path)}"
+                if name not in stored or stored[name].shape != np.shape(_plain(leaf)):
+                    raise DataError(f"resume: {self.path} does not fit this run (at {name}); start anew with --overwrite.")
+                values.append(_like(leaf, stored[name]))
+            draws = {k[5:]: stored[k] for k in stored.files if k.startswith("draw/")}
+            place = str(stored["place"])
+        return jax.tree.unflatten(structure, values), place, draws
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf))
+    return np.asarray(leaf)
+
+
+def _like(leaf: Any, value: np.ndarray) -> Any:
+    if isinstance(leaf, jax.Array):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(value)
+        return jax.numpy.asarray(value)
+    return value if isinstance(leaf, np.ndarray) else type(leaf)(value.item())
