@@ -66,6 +66,7 @@ class EMState:
         junk: share of junk.
         total: back-projection sums of the pass.
         sums: other sums of the pass.
+        halves: the last maps of the two half sets while they were apart, (2, components, N, N, N); else empty.
         fsc: Fourier shell correlation of the halves, or the expected one, (shells,).
         objective: value at the start of the last finished pass, per particle.
         gain: its rise over the pass before, per particle.
@@ -81,6 +82,7 @@ class EMState:
     junk: Array
     total: Any
     sums: Sums
+    halves: Array
     fsc: Array
     objective: np.ndarray
     gain: np.ndarray
@@ -152,6 +154,7 @@ class EM:
             junk,
             accumulate.empty(lattice, copies, _columns(family, len(components))),
             _no_sums(obs.groups, obs.disc.shells, _nodes(family, shared)),
+            maps if problem.halves else maps[:0],
             jnp.zeros(obs.disc.shells),
             np.asarray(-np.inf),
             np.asarray(np.inf),
@@ -199,7 +202,7 @@ class EM:
             spectra = _spectra(ball, new_maps, precision, state.spectra, fsc)
         noise = _noise(ball, state, precision, obs) if self.learn_noise else state.noise
         junk = state.junk if obs.outliers is None else _junk(state.sums, obs)
-        joined = int(state.joined)
+        joined, halves = int(state.joined), new_maps if len(new_maps) == 2 else state.halves
         gain = objective - float(state.objective)
         passes = int(state.passes) + 1
         if joined >= 0:
@@ -217,6 +220,7 @@ class EM:
             junk,
             accumulate.empty(lattice, len(new_maps), _columns(family, count)),
             jax.tree.map(np.zeros_like, state.sums),
+            halves,
             fsc if state.maps.shape[0] > 1 or not problem.halves else state.fsc,
             np.asarray(objective),
             np.asarray(gain),
@@ -228,12 +232,24 @@ class EM:
     def finished(self, state: EMState) -> bool:
         """Whether the objective has stalled, and joined halves have settled."""
         stalled = bool(state.gain < self.tolerance) and bool(state.passes > self.anneal or len(state.spectra) == 1)
-        return bool(state.joined >= 0 and state.passes > 2 and stalled)
+        return bool(state.joined != -1 and state.joined != 1 and state.passes > 2 and stalled)
 
     def draw(self, key: Array, problem: Any, state: EMState) -> dict[str, Array]:
         """The point estimate of the shared values."""
         extra = {"junk": state.junk} if problem.observation.outliers is not None else {}
         return state.shared | {"noise": state.noise} | extra
+
+    def state_bytes(self, family: Any, size: int, halves: bool) -> int:
+        """Memory of the state: maps, their tables and the sums, for images of `size` pixels."""
+        count = getattr(family, "classes", None) or 1 + getattr(family, "dims", 0)
+        rows = Lattice(size, 1.0, 2, getattr(family, "order", 1)).rows
+        columns = _columns(family, count)
+        return (2 if halves else 1) * (rows * (2 * count * 8 + columns * 12) + 12 * count * size**3)
+
+    def extra(self, problem: Any, state: EMState) -> dict[str, np.ndarray]:
+        """Half maps and their correlation, where half sets were kept apart."""
+        found = {"fsc": np.asarray(state.fsc)}
+        return found | ({"half_maps": np.asarray(state.halves)} if problem.halves else {})
 
     def _objective(self, ball: Ball, state: EMState, precision: Array) -> float:
         """Log posterior per particle; with a learnt spectrum, the evidence with the maps integrated (diagonal Laplace)."""

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 HELP = [sys.executable, "-m", "hetmodels.cli", "--help"]
 
 WALK = """
@@ -66,3 +69,11 @@ def test_help_answers_within_three_tenths_of_a_second(tmp_path):
         subprocess.run(HELP, cwd=tmp_path, env=dict(os.environ), check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.3, seconds
+
+
+def test_every_package_is_shipped():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {
+        file.parent.relative_to(ROOT) for top in ("hetmodels", "inference") for file in (ROOT / top).rglob("*.py")
+    }
+    assert set(named) == {".".join(folder.parts) for folder in folders}

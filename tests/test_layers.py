@@ -16,6 +16,7 @@ LAYERS = [
     ("hetmodels.data",),
     ("hetmodels.families",),
     (
+        "hetmodels.initial",
         "hetmodels.observation",
         "hetmodels.laplace",
         "hetmodels.local",

@@ -78,10 +78,20 @@ class Frame:
 
     @classmethod
     def of(cls, *paths: Path) -> "Frame":
-        """The smallest box among some maps."""
-        found = [read_map(p) for p in paths]
-        size, spacing = min((len(m.values), m.spacing) for m in found)
-        return cls(size, spacing)
+        """The smallest box among some maps.
+
+        Raises:
+            DataError: if a map does not state its voxel size.
+        """
+        boxes = []
+        for path in paths:
+            found = read_map(path)
+            if found.spacing <= 0:
+                raise DataError(
+                    f"{path}: the voxel size is missing in the header. Set it, for example with relion_image_handler."
+                )
+            boxes.append((len(found.values), found.spacing))
+        return cls(*min(boxes))
 
     def load(self, path: Path) -> np.ndarray:
         """Read a map into this frame.
@@ -184,6 +194,8 @@ def _map_scores(
     present = np.unique(states).tolist()
     paths = {s: truth / f"state_{s:03d}.mrc" for s in present}
     numbers, sources = particle_maps(run, rows)
+    if rows.numbered("hetLatent") is not None and not np.any(numbers != CONSENSUS):
+        notes.append("fsc_auc_per_image: the consensus map stands for every particle, whatever its latents.")
     frame = Frame.of(paths[present[0]], next(iter(sources.values())))
     weights = None if mask is None else masks.from_file(mask, frame.size, frame.spacing)
 

@@ -1,4 +1,4 @@
-"""`hetmodels simulate OUT.star …`: ground-truth particle sets from structures, trajectories, maps or a built-in molecule."""
+"""`hetmodels simulate OUT.star …`: particle sets of known truth from structures, trajectories, maps or a phantom."""
 
 import argparse
 import math
@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         "snr": args.snr if math.isfinite(args.snr) else None,
         "noise_sd": 1.0 if math.isfinite(args.snr) else 0.0,
         "states": list(result.counts),
+        "no_ctf": views.ctf is None,
         "notes": notes,
     }
     emit(args, data, _report(data))
@@ -139,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(data: dict[str, Any]) -> str:
     noise = "no noise" if data["snr"] is None else f"SNR {data['snr']:g} in the whole box, noise sd 1"
     counts = data["states"]
+    family = "classes" if len(counts) > 1 else "homogeneous"
     shown = ", ".join(map(str, counts[:8])) + (", …" if len(counts) > 8 else "")
     return "\n".join(
         [
@@ -148,7 +150,7 @@ def _report(data: dict[str, Any]) -> str:
             f"table  {data['star']}",
             f"images {data['stack']}",
             f"truth  {data['truth']}",
-            f"next: hetmodels fit {data['star']} --family classes -o RUN",
+            f"next: hetmodels fit {data['star']} --family {family} -o RUN{' --no-ctf' * data['no_ctf']}",
         ]
     )
 
@@ -265,7 +267,7 @@ def _molecules(args: argparse.Namespace, box: int, pixel: float, notes: list[str
         if len(found) != 2:
             raise UsageError(f"simulate: --morph goes between two structures, the files hold {len(found)} models.")
         before = [len(f) for f in found]
-        found = s.morph(*found, args.morph)
+        found = s.morph(found[0], found[1], args.morph)
         notes.append(
             f"the morph moves the {len(found[0])} atoms that both structures share, of {before[0]} and {before[1]}."
         )
@@ -273,8 +275,8 @@ def _molecules(args: argparse.Namespace, box: int, pixel: float, notes: list[str
     reach = max(float(np.linalg.norm(f.positions, axis=1).max()) for f in found)
     if reach > box * pixel / 2:
         notes.append(
-            f"atoms lie up to {reach:.0f} Å from the centre, the box reaches {box * pixel / 2:.0f} Å; what lies outside "
-            "wraps round. A larger --box or --pixel holds them."
+            f"atoms lie up to {reach:.0f} Å from the centre, the box reaches {box * pixel / 2:.0f} Å; what lies "
+            "outside wraps round. A larger --box or --pixel holds them."
         )
     blur = BLUR * (args.resolution or 2 * pixel)
     if args.beads:
@@ -298,4 +300,5 @@ def _maps(paths: list[Path], box: int, pixel: float, notes: list[str]) -> list:
                 f"{box * pixel:.0f} Å; what lies outside wraps round."
             )
         maps.append(found)
+    notes.append("maps are projected with prefiltered cubic splines on a three times padded Fourier grid.")
     return maps

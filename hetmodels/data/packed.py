@@ -81,8 +81,8 @@ def pack(source: Images, pixel: float, sign: int, box: int | None, window: float
         diameter = window * full if window <= 1 else window / pixel
         if not 0 < diameter <= full:
             raise UsageError(
-                f"--window: the diameter must be a positive fraction up to 1, or at most the box, {full * pixel:.6g} Å, "
-                f"got {window}."
+                f"--window: the diameter must be a positive fraction up to 1, or at most the box "
+                f"({full * pixel:.6g} Å), got {window}."
             )
     return Packed(source, Disc(box or full), sign, diameter, loading)
 

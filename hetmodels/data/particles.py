@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import numpy as np
 
 from hetmodels.data.batch import Batch
 from hetmodels.data.fingerprint import fingerprint, image_sample
-from hetmodels.data.metadata import Metadata, Overrides, read_metadata
 from hetmodels.data.packed import InMemory, Loading, Packed, pack
 from hetmodels.data.prepare import Correction, prepare
 from hetmodels.data.spectra import CHUNK, reference_spectrum
@@ -23,6 +23,9 @@ from hetmodels.data.table import Table, read_table
 from hetmodels.errors import DataError, UsageError
 from hetmodels.imaging.ctf import Ctf
 from hetmodels.imaging.grids import Disc
+
+if TYPE_CHECKING:
+    from hetmodels.data.metadata import Metadata, Overrides
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +59,7 @@ class Particles:
         passthrough: str | Path | None = None,
         poses: str | Path | None = None,
         ctf: str | Path | None = None,
-        overrides: Overrides | None = None,
+        overrides: "Overrides | None" = None,
         box: int | None = None,
         window: float | None = None,
         loading: Loading | None = None,
@@ -78,15 +81,17 @@ class Particles:
             DataError: if the table or its stacks cannot be used.
             UsageError: if box or window do not fit the images.
         """
+        from hetmodels.data.metadata import Overrides, read_metadata
+
         overrides = overrides or Overrides()
         metadata = read_metadata(path, passthrough=passthrough, poses=poses, ctf=ctf, overrides=overrides)
-        options = {"datadir": datadir, "box": box, "window": window, "loading": loading}
-        return cls.from_metadata(metadata, no_ctf=overrides.no_ctf, **options)
+        no_ctf = overrides.no_ctf
+        return cls.from_metadata(metadata, datadir=datadir, box=box, window=window, loading=loading, no_ctf=no_ctf)
 
     @classmethod
     def from_metadata(
         cls,
-        metadata: Metadata,
+        metadata: "Metadata",
         *,
         datadir: str | Path | None = None,
         box: int | None = None,
@@ -167,7 +172,7 @@ class Particles:
         return f"Particles({self.table.name}: {len(self)} images of {self.size} pixels of {self.spacing:.6g} Å)"
 
     @property
-    def metadata(self) -> Metadata | None:
+    def metadata(self) -> "Metadata | None":
         """The table as it was read, with all its rows; None for a set from arrays."""
         return self.table.metadata
 

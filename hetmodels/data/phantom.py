@@ -1,4 +1,4 @@
-"""A small molecule made by formula, for the demo and the tests: a body, a foot and an arm that swings."""
+"""A small molecule made by formula, for the demo and the tests: a body with a foot and an ear, and a swinging arm."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from hetmodels.volumes.gaussians import Gaussians
 
 SWING = np.deg2rad(70.0)  # from the first state to the last
 REACH = 0.35  # farthest bead, as a part of the box edge
-WIDTH = 1 / 64  # standard deviation of a bead, as a part of the box edge
+WIDTH = 1 / 64  # standard deviation of a bead, as a part of the box edge; at least a pixel
 
 
 def phantom(states: int = 3, box: int = 64, pixel: float = 4.0) -> tuple[Gaussians, ...]:
@@ -34,7 +34,7 @@ def phantom(states: int = 3, box: int = 64, pixel: float = 4.0) -> tuple[Gaussia
     centre = np.mean([weights @ s / weights.sum() for s in shapes], axis=0)
     farthest = max(np.linalg.norm(s - centre, axis=1).max() for s in shapes)
     edge = box * pixel
-    widths = jnp.full(len(weights), WIDTH * edge, jnp.float32)
+    widths = jnp.full(len(weights), max(WIDTH * edge, pixel), jnp.float32)
     return tuple(
         Gaussians(
             jnp.asarray((s - centre) * REACH * edge / farthest, jnp.float32), jnp.asarray(weights, jnp.float32), widths
@@ -44,14 +44,16 @@ def phantom(states: int = 3, box: int = 64, pixel: float = 4.0) -> tuple[Gaussia
 
 
 def _body() -> np.ndarray:
-    """A winding chain of 66 beads filling an uneven lump, and a foot of 18 on one side, in units of its radius."""
-    t = np.linspace(0, 1, 66)
-    turn = 2 * np.pi * 4.3 * t
-    radius = 0.25 + 0.45 * np.sin(np.pi * t) * (1 + 0.3 * np.cos(1.7 * turn))
+    """A winding chain of 50 beads filling an uneven lump, a foot of 18 and an ear of 16, in units of its height."""
+    t = np.linspace(0, 1, 50)
+    turn = 2 * np.pi * 3.3 * t
+    radius = 0.2 + 0.4 * np.sin(np.pi * t) * (1 + 0.3 * np.cos(1.7 * turn))
     lump = np.stack([radius * np.cos(turn), radius * np.sin(turn), 1.3 * (t - 0.5)], axis=1)
     s = np.linspace(0, 1, 18)
-    foot = np.stack([0.5 + 0.55 * s, -0.35 - 0.25 * s**2, -0.55 + 0.22 * np.sin(5 * s)], axis=1)
-    return np.concatenate([lump, foot])
+    foot = np.stack([0.45 + 0.75 * s, -0.3 - 0.3 * s**2, -0.6 + 0.2 * np.sin(5 * s)], axis=1)
+    u = np.linspace(0, 1, 16)
+    ear = np.stack([-0.35 - 0.35 * u**2, 0.4 + 0.7 * u, 0.1 - 0.45 * u], axis=1)
+    return np.concatenate([lump, foot, ear])
 
 
 def _arm() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From raw coefficients to what the likelihood compares: corrected, whitened, with the transfer that belongs to them."""
+"""From raw coefficients to what the likelihood compares: corrected, whitened, and with the transfer that belongs."""
 
 import dataclasses
 import functools

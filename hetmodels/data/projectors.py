@@ -11,6 +11,7 @@ of `pixel` Å; rows and columns at the Nyquist frequency are zero.
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import scipy.fft
 import scipy.ndimage
@@ -21,6 +22,8 @@ from hetmodels.volumes.gaussians import Gaussians
 PADDING = 3
 MARGIN = 12  # planes kept beyond the half space, for the spline prefilter
 CELLS = 4_000_000  # Gaussians x frequencies of the images made at a time
+
+_density = jax.jit(Gaussians.density, static_argnums=(1, 2))  # compiled once for all states
 
 
 class GaussianProjector:
@@ -70,7 +73,7 @@ class GaussianProjector:
 
     def density(self) -> np.ndarray:
         """The density on the same box, [z, y, x]."""
-        return np.asarray(self.volume.density(self.box, self.pixel))
+        return np.asarray(_density(self.volume, self.box, self.pixel))
 
 
 class MapProjector:

@@ -11,7 +11,12 @@ MOST = 1000  # images per group
 CHUNK = 256  # images read at a time
 
 
-def reference_spectrum(read: Callable[[np.ndarray], np.ndarray], group: np.ndarray, groups: int, disc: Disc) -> np.ndarray:
+ROUNDING = 1e-12  # of the power; what is left of the difference of equal numbers
+
+Read = Callable[[np.ndarray], np.ndarray]
+
+
+def reference_spectrum(read: Read, group: np.ndarray, groups: int, disc: Disc) -> np.ndarray:
     """Radial mean of the variance of the Fourier coefficients over images, per optics group.
 
     This is the mean power less the power of the mean image (RELION's first estimate), with the n/(n-1) that makes it
@@ -40,7 +45,7 @@ def reference_spectrum(read: Callable[[np.ndarray], np.ndarray], group: np.ndarr
     return spectrum
 
 
-def _variance(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, disc: Disc) -> np.ndarray:
+def _variance(read: Read, rows: np.ndarray, disc: Disc) -> np.ndarray:
     """Radial mean of the sample variance, (shells,); of one image, its power."""
     total = np.zeros(disc.pixels, np.complex128)
     power = np.zeros(disc.pixels)
@@ -51,6 +56,7 @@ def _variance(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, disc: 
         power += np.einsum("np,np->p", part.imag, part.imag, dtype=np.float64)
     n = len(rows)
     variance = (power - np.abs(total) ** 2 / n) / (n - 1) if n > 1 else power
+    variance[variance * n < ROUNDING * power] = 0
     return np.bincount(disc.shell, variance, disc.shells) / np.maximum(disc.shell_counts, 1)
 
 

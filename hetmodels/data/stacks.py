@@ -23,6 +23,10 @@ class Images(Protocol):
     def box(self) -> int:
         """Edge of the images in pixels."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of image data in each file."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: np.ndarray) -> np.ndarray:

@@ -291,9 +291,9 @@ def _block_starts(data: bytes) -> list[int]:
 
 def _parse(raw: bytes, path: Path, line: int) -> Block:
     """One block from its text, which begins with data_."""
-    name = raw.split(None, 1)[0][5:].decode("utf-8", "surrogateescape")
-    where = f"{path}, block data_{name}"
     at = raw.find(b"\n") + 1
+    name = raw[:at].split()[0][5:].decode("utf-8", "surrogateescape")
+    where = f"{path}, block data_{name}"
     loop, labels, values = False, [], []
     while at < len(raw):
         end = raw.find(b"\n", at) + 1
@@ -391,11 +391,10 @@ def _field_counts(rows: bytes) -> np.ndarray:
         end = len(data) if len(data) - start <= CHUNK else rows.rfind(b"\n", start, start + CHUNK) + 1
         end = end if end > start else rows.find(b"\n", start) + 1
         blank = data[start:end] <= 32
-        begins = np.empty(len(blank), np.uint8)
-        begins[0] = not blank[0]
-        np.logical_and(blank[:-1], ~blank[1:], out=begins[1:].view(bool))
-        lines = np.flatnonzero(data[start:end] == 10)
-        counts.append(np.add.reduceat(begins, np.r_[0, lines[:-1] + 1], dtype=np.int64))
+        begins = np.flatnonzero(blank[:-1] & ~blank[1:]) + 1
+        line_ends = np.flatnonzero(data[start:end] == 10)
+        seen = np.searchsorted(begins, line_ends) + (not blank[0])
+        counts.append(np.diff(seen, prepend=0))
         start = end
     return np.concatenate(counts) if counts else np.zeros(0, np.int64)
 

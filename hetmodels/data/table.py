@@ -2,17 +2,18 @@
 
 import dataclasses
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from hetmodels.data.fingerprint import fingerprint
-from hetmodels.data.metadata import Metadata
 from hetmodels.data.splits import number
 from hetmodels.data.stacks import Stacks
 from hetmodels.errors import DataError, UsageError
 from hetmodels.imaging.ctf import Ctf
+
+if TYPE_CHECKING:
+    from hetmodels.data.metadata import Metadata
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,19 +54,19 @@ class Table:
     no_ctf: bool = False
     pose_reason: str = ""
     ctf_reason: str = ""
-    metadata: Metadata | None = None
+    metadata: "Metadata | None" = None
 
     def __post_init__(self) -> None:
         count = len(self.image)
         arrays = {"group": self.group, "micrograph": self.micrograph, "rotation": self.rotation, "shift": self.shift}
-        arrays["ctf"] = None if self.ctf is None else self.ctf.defocus_u
+        arrays |= {"ctf": None if self.ctf is None else np.asarray(self.ctf.defocus_u)}
         for name, array in arrays.items():
             if array is not None and len(array) != count:
                 raise UsageError(f"{self.name}: {name} must have one row per image, {count}, got {len(array)}.")
         bad = np.flatnonzero(~(np.isfinite(self.pixel) & (self.pixel > 0)))
         if len(bad):
             raise DataError(
-                f"{self.name}: the pixel size must be positive, got {self.pixel[bad[0]]} Å in row {bad[0]}; give --pixel."
+                f"{self.name}: the pixel size must be positive, row {bad[0]} has {self.pixel[bad[0]]}; give --pixel."
             )
 
     @property
@@ -103,7 +104,9 @@ class Table:
             DataError: if there are none, some are not finite, or all are the same.
         """
         if self.rotation is None or self.shift is None:
-            raise DataError(f"{self.name}: no poses: {self.pose_reason}. Give --poses FILE.pkl, or infer them (--pose search).")
+            raise DataError(
+                f"{self.name}: no poses: {self.pose_reason}. Give --poses FILE.pkl, or infer them (--pose search)."
+            )
         rotation, shift = self.rotation[rows], self.shift[rows]
         bad = np.flatnonzero(~(np.isfinite(rotation).all((1, 2)) & np.isfinite(shift).all(1)))
         if len(bad):
@@ -142,7 +145,7 @@ class Table:
             )
 
 
-def read_table(metadata: Metadata, source: Stacks, no_ctf: bool) -> tuple[Table, tuple[str, ...]]:
+def read_table(metadata: "Metadata", source: Stacks, no_ctf: bool) -> tuple[Table, tuple[str, ...]]:
     """The table of particles whose images were found, and what to tell the user.
 
     Raises:
@@ -161,7 +164,7 @@ def read_table(metadata: Metadata, source: Stacks, no_ctf: bool) -> tuple[Table,
         image=np.unique(key, return_inverse=True)[1],
         micrograph=None if metadata.micrograph is None else number(metadata.micrograph.tolist()),
         rotation=metadata.rotation,
-        shift=metadata.shift,
+        shift=_shift(metadata),
         ctf=_ctf(metadata, len(source), no_ctf),
         identity=fingerprint({"stack": np.array(source.texts), "file": source.file, "row": source.row}),
         sign=metadata.contrast_sign or 1,
@@ -176,30 +179,42 @@ def read_table(metadata: Metadata, source: Stacks, no_ctf: bool) -> tuple[Table,
     return table, _findings(table, metadata, source)
 
 
-def _ctf(metadata: Metadata, count: int, no_ctf: bool) -> Ctf | None:
+def _shift(metadata: "Metadata") -> np.ndarray | None:
+    """Shifts are zero where a table has orientations but no origins."""
+    if metadata.shift is None and metadata.rotation is not None:
+        return np.zeros((len(metadata.rotation), 2))
+    return metadata.shift
+
+
+def _ctf(metadata: "Metadata", count: int, no_ctf: bool) -> Ctf | None:
     if no_ctf:
-        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), Ctf.ideal(count))
-    return None if metadata.ctf is None else Ctf(**metadata.ctf)
+        return Ctf.ideal(count)
+    if metadata.ctf is None:
+        return None
+    return dataclasses.replace(Ctf.ideal(count), **{name: np.asarray(v) for name, v in metadata.ctf.items()})
 
 
 def _no_doubles(table: Table, source: Stacks) -> None:
     """Refuse an image that appears twice with one pose; with two poses it may be symmetry expansion."""
-    order = np.argsort(table.image, kind="stable")
-    first, second = order[:-1], order[1:]
-    same = table.image[first] == table.image[second]
+    shown = np.bincount(table.image)
+    rows = np.flatnonzero(shown[table.image] > 1)
+    if not len(rows):
+        return
+    pose = np.zeros((len(rows), 0))
     if table.rotation is not None and table.shift is not None:
-        same &= np.all(table.rotation[first] == table.rotation[second], axis=(1, 2))
-        same &= np.all(table.shift[first] == table.shift[second], axis=1)
-    double = np.flatnonzero(same)
+        pose = np.concatenate([table.rotation[rows].reshape(-1, 9), table.shift[rows]], axis=1)
+    rows = rows[order := np.lexsort((*pose.T, table.image[rows]))]
+    equal = (np.diff(table.image[rows]) == 0) & np.all(np.diff(pose[order], axis=0) == 0, axis=1)
+    double = np.flatnonzero(equal)
     if len(double):
-        a, b = first[double[0]], second[double[0]]
+        a, b = sorted(rows[double[0] : double[0] + 2])
         raise DataError(
-            f"{table.name}: {source.name(a)} appears with the same pose in rows {a} and {b} ({len(double)} such pairs), "
+            f"{table.name}: {source.name(a)} appears with the same pose in rows {a} and {b} ({len(double)} pairs) "
             "and would count twice. Remove the duplicates."
         )
 
 
-def _findings(table: Table, metadata: Metadata, source: Stacks) -> tuple[str, ...]:
+def _findings(table: Table, metadata: "Metadata", source: Stacks) -> tuple[str, ...]:
     notes = []
     sizes = np.unique(table.pixel)
     if len(sizes) > 1:

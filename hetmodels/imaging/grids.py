@@ -112,6 +112,7 @@ class Disc:
 
     def inverse(self, coefficients: Array) -> Array:
         """Real images (…, D, D) with the given coefficients in the band and zero elsewhere."""
+        coefficients = jnp.asarray(coefficients)
         width = self.size // 2 + 1
         mirror = np.flatnonzero(self.index[:, 0] == 0)
         half = jnp.zeros((*coefficients.shape[:-1], self.size * width), coefficients.dtype)

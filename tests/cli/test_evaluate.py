@@ -122,6 +122,9 @@ def test_latents_are_scored_in_their_own_gauge(tmp_path, truth, capsys):
     assert found["latent_spearman"] == pytest.approx(metrics.latent_spearman(LATENT, mean[:, None]), abs=1e-6)
     assert found["coverage_50"] == pytest.approx(0.5, abs=0.16) and found["coverage_90"] == pytest.approx(0.9, abs=0.1)
     assert found["neighbourhood_similarity"] >= 1.0
+    assert found["fsc_auc_per_image"] == found["fsc_auc_floor"]
+    assert main(["evaluate", str(run.path), "--truth", str(truth)]) == 0
+    assert "the consensus map stands for every particle" in capsys.readouterr().out
 
 
 def test_alignment_is_removed_on_request(tmp_path, truth, capsys):

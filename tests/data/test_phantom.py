@@ -12,7 +12,9 @@ def test_fits_the_box_and_scales_with_it() -> None:
     small, large = phantom(3, 32, 4.0), phantom(3, 64, 6.0)
     for a, b in zip(small, large, strict=True):
         np.testing.assert_allclose(np.asarray(b.centres), 3 * np.asarray(a.centres), rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(np.asarray(b.widths), 3 * np.asarray(a.widths), rtol=1e-6)
+        np.testing.assert_allclose(a.widths, 4.0)
+        np.testing.assert_allclose(b.widths, 6.0)
+    np.testing.assert_allclose(phantom(1, 128, 1.0)[0].widths, 2.0)
     reach = max(np.linalg.norm(v.centres, axis=1).max() for v in large)
     assert reach == pytest.approx(0.35 * 64 * 6.0, rel=1e-5)
 

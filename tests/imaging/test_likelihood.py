@@ -1,12 +1,10 @@
 """Laws of the likelihood: dense real-space Gaussians, quadrature, brute force, gradients."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense_gaussian import circulant, log_normal, real_coordinates, waves
 
 from hetmodels.imaging.grids import Disc
 from hetmodels.imaging.likelihood import (
@@ -18,9 +16,6 @@ from hetmodels.imaging.likelihood import (
     log_ratio_low_rank,
     products,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dense import circulant, log_normal, real_coordinates, waves  # noqa: E402
 
 
 def spectrum(size):

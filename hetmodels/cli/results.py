@@ -1,0 +1,111 @@
+"""What a finished fit leaves in its folder: posterior.nc, particles.star, maps and metrics."""
+
+from typing import Any
+
+import numpy as np
+
+from hetmodels.analysis import masks
+from hetmodels.analysis.fsc import HalfMaps, half_map_fsc, write_fsc_star
+from hetmodels.analysis.sharpening import guinier_fit, sharpen
+from hetmodels.data.export import write_particles
+from hetmodels.data.maps import write_map
+from hetmodels.data.particles import Particles
+from hetmodels.posterior import Posterior
+from hetmodels.run_directory import RunDirectory
+
+_FEWEST_SHELLS = 4
+
+
+def write_results(run: RunDirectory, posterior: Posterior, particles: Particles, mask: np.ndarray | None) -> dict[str, Any]:
+    """Write everything; returns the metrics."""
+    run.volumes.mkdir(exist_ok=True)
+    posterior.save(run.posterior)
+    metrics: dict[str, Any] = {"particles": len(particles), "box": particles.size, "pixel": particles.spacing}
+    if posterior.trace and posterior.trace[-1].get("objective") is not None:
+        metrics["objective"] = posterior.trace[-1]["objective"]
+    metrics |= _write_maps(run, posterior, particles, mask)
+    if posterior.local:
+        held = posterior.local["held_out"]
+        evidence = posterior.local["log_evidence"]
+        metrics["log_likelihood_training"] = float(evidence[~held].mean())
+        if held.any():
+            metrics["log_likelihood_held_out"] = float(evidence[held].mean())
+        if particles.metadata is not None:
+            write_particles(particles.metadata, run.particles, particle_columns(posterior), index=particles.rows)
+    run.merge_metrics(metrics)
+    return metrics
+
+
+def particle_columns(posterior: Posterior) -> dict[str, np.ndarray]:
+    """The columns that inference adds to a particle table, by STAR label without the underscore."""
+    local = posterior.local
+    columns: dict[str, np.ndarray] = {}
+    deviation = np.sqrt(np.maximum(np.diagonal(local["covariance"], axis1=1, axis2=2), 0))
+    for axis in range(local["mean"].shape[1]):
+        columns[f"hetLatent{axis + 1}"] = local["mean"][:, axis]
+        columns[f"hetLatentSd{axis + 1}"] = deviation[:, axis]
+    nodes = local["responsibilities"]
+    if nodes.shape[1] > 1:
+        best = nodes.argmax(1)
+        columns |= {"hetClass": best + 1, "hetClassProbability": nodes[np.arange(len(best)), best]}
+        columns["rlnClassNumber"] = best + 1
+    columns["hetOutlierProbability"] = local["outlier"]
+    columns["hetHeldOut"] = local["held_out"].astype(int)
+    columns["hetLogLikelihood"] = local["log_evidence"]
+    return columns
+
+
+def _write_maps(run: RunDirectory, posterior: Posterior, particles: Particles, mask: np.ndarray | None) -> dict[str, Any]:
+    size, spacing = particles.size, particles.spacing
+    family = posterior.family
+    if family is None:
+        return {}
+    if hasattr(family, "grids"):
+        return _write_classes(run, posterior, size, spacing)
+    if family.conformation(posterior.shared_point()) is not None:
+        return {}
+    joined = _solvent_zero(np.asarray(posterior.volume_at().density(size, spacing)))
+    write_map(run.map, joined, spacing)
+    if "half_maps" not in posterior.extra:
+        return {}
+    halves = [_solvent_zero(m) for m in posterior.extra["half_maps"][:, 0]]
+    write_map(run.half1, halves[0], spacing)
+    write_map(run.half2, halves[1], spacing)
+    return _write_validation(run, joined, halves, spacing, mask)
+
+
+def _write_classes(run: RunDirectory, posterior: Posterior, size: int, spacing: float) -> dict[str, Any]:
+    shared = posterior.shared_point()
+    nodes, log_weights = posterior.family.grids(shared)
+    maps = [_solvent_zero(np.asarray(posterior.volume_at(node).density(size, spacing))) for node in nodes]
+    for number, values in enumerate(maps, 1):
+        write_map(run.class_map(number), values, spacing)
+    weights = np.exp(np.asarray(log_weights))
+    write_map(run.map, np.tensordot(weights, np.stack(maps), 1), spacing)
+    shares = posterior.local["responsibilities"][~posterior.local["held_out"]].mean(0)
+    return {"class_shares": [float(v) for v in shares]}
+
+
+def _write_validation(
+    run: RunDirectory, joined: np.ndarray, halves: list[np.ndarray], spacing: float, mask: np.ndarray | None
+) -> dict[str, Any]:
+    if mask is None:
+        mask = masks.from_map(joined, spacing)
+    write_map(run.mask, mask, spacing)
+    found: HalfMaps = half_map_fsc(halves[0], halves[1], spacing, mask)
+    write_fsc_star(run.fsc, found)
+    curve = found.final
+    crossing = curve.resolution(0.143)
+    metrics = {"resolution_0143": crossing.resolution, "resolution_0143_unmasked": found.unmasked.resolution(0.143).resolution}
+    line = guinier_fit(joined, curve)
+    bfactor = line.bfactor if line is not None and line.shells >= _FEWEST_SHELLS else 0.0
+    write_map(run.sharpened, sharpen(joined, curve, bfactor).astype(np.float32), spacing)
+    return metrics | {"bfactor": bfactor}
+
+
+def _solvent_zero(values: np.ndarray) -> np.ndarray:
+    """The map with its mean outside the inscribed sphere moved to zero; the images do not contain that constant."""
+    size = values.shape[-1]
+    line = np.arange(size) - size // 2
+    outside = line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 > (0.47 * size) ** 2
+    return (values - values[outside].mean()).astype(np.float32)

@@ -1,0 +1,239 @@
+"""`fit`: a model, data and an engine in; a `Posterior` out."""
+
+import dataclasses
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hetmodels.data.particles import Particles
+from hetmodels.errors import UsageError
+from hetmodels.families.protocol import Frame, Linear, framed
+from hetmodels.initial import first_spectra
+from hetmodels.observation import Contrast, Known, Observation, Outliers, Radial
+from hetmodels.posterior import Posterior
+from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from inference.engine import Log, Result, require, run
+
+_PACKAGES = ("hetmodels", "jax", "jaxlib", "numpyro", "blackjax", "optax", "numpy")
+_LOCAL_DRAWS = 8
+
+
+def fit(
+    model: Any,
+    data: Any,
+    engine: Any,
+    *,
+    key: Array,
+    pose: Any = Known(),  # noqa: B008
+    noise: Any = Radial(),  # noqa: B008
+    contrast: Contrast | None = None,
+    outliers: Outliers | None = None,
+    halves: bool = False,
+    holdout: float = 0.1,
+    start: Any = None,
+    given: Any = None,
+    log: Log | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    budget: float | None = None,
+) -> Posterior:
+    """Fit a model to data.
+
+    Args:
+        model: a family, a NumPyro function of an observed batch, or any NumPyro function.
+        data: Particles, or a dict of the function's arguments by name.
+        engine: how to infer.
+        key: random key.
+        pose: what is known of the poses.
+        noise: the noise's spectrum; a `Radial` without a start takes its first guess from the images.
+        contrast: prior of the images' contrast, None to fix it at 1.
+        outliers: a junk component, or None.
+        halves: keep the two half sets apart until the last passes (linear families).
+        holdout: fraction of the particles that do not train, whole micrographs, the same for all runs on the data.
+        start: where to start: a Posterior of the same family, maps (components, N, N, N), or site values by name.
+        given: what not to infer: a Posterior (its spectra and noise are taken), or site values by name.
+        log: where to report; see `inference.engine.run` for this and the following.
+        checkpoint, resume, budget: see `inference.engine.run`.
+
+    Raises:
+        UsageError: if model, data and engine do not fit together.
+        DataError: if the data cannot be used.
+    """
+    require(model, engine)
+    begun = time.time()
+    problem = make_problem(
+        model, data, pose=pose, noise=noise, contrast=contrast, outliers=outliers, halves=halves, holdout=holdout,
+        start=start, given=given,
+    )  # fmt: skip
+    key_run, key_local = jax.random.split(key)
+    result = run(engine, problem, key=key_run, log=log, checkpoint=checkpoint, resume=resume, budget=budget)
+    return _posterior(problem, engine, result, key_local, {"seconds": round(time.time() - begun, 2)})
+
+
+def make_problem(
+    model: Any,
+    data: Any,
+    *,
+    pose: Any,
+    noise: Any,
+    contrast: Contrast | None,
+    outliers: Outliers | None,
+    halves: bool,
+    holdout: float,
+    start: Any,
+    given: Any,
+) -> PlainProblem:
+    """What an engine will see; the arguments are those of `fit`."""
+    if not isinstance(data, Particles):
+        if not isinstance(data, dict):
+            raise UsageError(f"fit: data must be Particles or a dict of arguments by name, got {type(data).__name__}.")
+        return PlainProblem(model, data, _site_values(None, given), _site_values(None, start))
+    if halves and not isinstance(model, Linear):
+        raise UsageError("fit: halves needs a linear family; fit particles.subset(particles.half == h) by two runs.")
+    data.require_even()
+    data.require_poses()
+    particles = data.with_holdout(holdout)
+    first, frame = first_spectra(particles)
+    family = framed(model, frame) if hasattr(model, "shared") else model
+    copies = 2 if halves else 1
+    if isinstance(noise, Radial) and noise.start is None:
+        noise = Radial(tuple(map(tuple, np.tile(first, (copies, 1)).tolist())))
+    groups, count = copies * particles.groups, int((~particles.held_out).sum())
+    observation = Observation(particles.disc, particles.spacing, groups, count, pose, noise, contrast, outliers)
+    given = _site_values(family, given)
+    problem = ParticleProblem.of(family, particles, observation, given, halves=halves)
+    if start is None:
+        return problem
+    return dataclasses.replace(problem, start=_start_values(problem, start, frame))
+
+
+def _site_values(family: Any, given: Any) -> Sites:
+    """Values of sites to fix or start from: as named, or the point-estimated sites of a Posterior."""
+    if given is None:
+        return {}
+    if isinstance(given, Posterior):
+        shared = given.shared_point()
+        spectra = {} if family is None else {k: v for k, v in family.sites(shared).items() if k.endswith("tau2")}
+        return spectra | {k: v for k, v in shared.items() if k == "noise"}
+    if not isinstance(given, dict):
+        raise UsageError(f"fit: given and start take a Posterior or a dict by site name, got {type(given).__name__}.")
+    return {name: jnp.asarray(value) for name, value in given.items()}
+
+
+def _start_values(problem: ParticleProblem, start: Any, frame: Frame) -> Sites:
+    """Shared values to start from."""
+    family = problem.family
+    if isinstance(start, Posterior):
+        shared = start.shared_point()
+        if type(start.family) is not type(family):
+            raise UsageError(f"fit: start is a run of {type(start.family).__name__}, this one of {type(family).__name__}.")
+        wanted = problem.shared(problem.initial(jax.random.key(0)))
+        shared = {name: value for name, value in shared.items() if name in wanted}
+        for name, value in shared.items():
+            if name != "noise" and jnp.shape(value) != jnp.shape(wanted[name]):
+                raise UsageError(
+                    f"fit: start has {name} of shape {jnp.shape(value)}, this run needs {jnp.shape(wanted[name])}; "
+                    "start from a run of the same box and settings."
+                )
+        if "noise" in shared and jnp.shape(shared["noise"]) != jnp.shape(wanted["noise"]):
+            del shared["noise"]
+        return shared
+    if isinstance(start, dict):
+        return {name: jnp.asarray(value) for name, value in start.items()}
+    return _from_maps(problem, np.asarray(start, np.float32), frame)
+
+
+def _from_maps(problem: ParticleProblem, maps: np.ndarray, frame: Frame) -> Sites:
+    family = problem.family
+    if not isinstance(family, Linear):
+        raise UsageError(f"fit: {type(family).__name__} cannot start from maps; only linear families can.")
+    shared = problem.shared(problem.initial(jax.random.key(0)))
+    wanted = family.components(shared).shape
+    maps = maps[None] if maps.ndim == 3 else maps
+    if maps.shape[1:] != wanted[1:] or maps.shape[0] not in (1, wanted[0]):
+        raise UsageError(f"fit: start has maps of shape {maps.shape}, this run needs {wanted} (one map serves for all).")
+    components = jnp.broadcast_to(jnp.asarray(maps), wanted)
+    occupancy = jnp.ones(len(family.grids(shared)[1]) if hasattr(family, "grids") else 1)
+    return dict(family.updated(shared, components, family.spectra(shared), occupancy))
+
+
+def _posterior(problem: PlainProblem, engine: Any, result: Result, key: Array, more: dict[str, Any]) -> Posterior:
+    point = not result.draws
+    if point:
+        draw = engine.draw(key, problem, result.state)
+        shared = {name: np.asarray(value)[None, None] for name, value in draw.items()}
+    else:
+        shared = result.draws
+    family = getattr(problem, "family", None)
+    local: dict[str, np.ndarray] = {}
+    if family is not None:
+        local = local_posterior(problem, thinned(shared), key)  # type: ignore[arg-type]
+    extra = getattr(engine, "extra", None)
+    return Posterior(
+        family=family,
+        shared=shared,
+        point=point,
+        local=local,
+        stats=getattr(result, "stats", {}),
+        trace=result.trace,
+        provenance=_provenance(problem, engine) | {"complete": result.complete} | more,
+        extra=extra(problem, result.state) if extra else {},
+    )
+
+
+def thinned(shared: dict[str, np.ndarray]) -> list[Sites]:
+    """At most eight draws, evenly spread over chains and draws."""
+    chains, draws = next(iter(shared.values())).shape[:2]
+    chosen = np.unique(np.linspace(0, chains * draws - 1, min(_LOCAL_DRAWS, chains * draws)).astype(int))
+    return [{k: jnp.asarray(v[i // draws, i % draws]) for k, v in shared.items()} for i in chosen]
+
+
+def local_posterior(problem: ParticleProblem, draws: list[Sites], key: Array, rows: int = 500) -> dict[str, np.ndarray]:
+    """`Problem.infer` of every particle, held-out ones included, averaged over draws of the shared values."""
+    infer = jax.jit(problem.infer)
+    parts: list[dict[str, np.ndarray]] = []
+    for number, batch in enumerate(problem.every(rows)):
+        step = jax.random.fold_in(key, number)
+        found = [infer(step, shared, batch) for shared in draws]
+        keep = np.asarray(batch.weight) > 0
+        merged = _averaged([{f.name: np.asarray(getattr(one, f.name))[keep] for f in dataclasses.fields(one)} for one in found])
+        parts.append(merged | {"half": np.asarray(batch.half)[keep], "held_out": np.asarray(batch.held_out)[keep] > 0})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _averaged(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mixture over draws: means, the law of total variance, and the evidence averaged as a density."""
+    if len(found) == 1:
+        return found[0]
+    mean = {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+    spread = np.stack([one["mean"] for one in found]) - mean["mean"]
+    mean["covariance"] = mean["covariance"] + np.einsum("dni,dnj->nij", spread, spread) / len(found)
+    evidence = np.stack([one["log_evidence"] for one in found])
+    top = evidence.max(0)
+    mean["log_evidence"] = top + np.log(np.exp(evidence - top).mean(0))
+    return mean
+
+
+def _provenance(problem: PlainProblem, engine: Any) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    facts: dict[str, Any] = {"versions": versions, "engine": repr(engine), "device": str(jax.devices()[0])}
+    if isinstance(problem, ParticleProblem):
+        particles, obs = problem.particles, problem.observation
+        choices = {"pose": obs.pose, "noise": type(obs.noise).__name__, "contrast": obs.contrast, "outliers": obs.outliers}
+        facts |= {name: str(choice) for name, choice in choices.items()}
+        facts |= {"data_hash": particles.data_hash, "box": particles.size, "spacing": particles.spacing}
+        facts |= {"band": particles.disc.limit, "window": particles.window, "halves": problem.halves}
+        facts |= {"particles": len(particles), "training": problem.size}
+    return facts
