@@ -14,12 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import mrcfile
 import numpy as np
 
+from hetmodels.data.fields import Metadata
 from hetmodels.data.memory import predict_memory
 from hetmodels.data.packed import Loading
 from hetmodels.data.particles import Particles
@@ -64,11 +63,18 @@ def write_stack(path: Path, count: int, box: int) -> None:
 def opened(folder: Path, count: int, loading: Loading) -> Particles:
     """The stack as a particle set with random poses and defoci."""
     views = random_views(np.random.default_rng(1), count, Microscope(), shift_sd=3.0)
-    table = {"path": folder / "table.star", "stack": np.array(["stack.mrcs"] * count, object), "row": np.arange(count)}
-    table |= {"rotation": views.rotation, "shift": views.shift, "pixel": np.full(count, 2.0), "box": None}
-    table |= {"group": np.zeros(count, np.int32), "ctf": views.ctf, "micrograph": views.micrograph, "subset": None}
-    table |= {"phase_flipped": False, "premultiplied": False, "contrast_sign": 1, "pose_reason": "", "ctf_reason": ""}
-    metadata: Any = SimpleNamespace(**table)
+    metadata = Metadata(
+        path=folder / "table.star",
+        kind="synthetic",
+        stack=np.array(["stack.mrcs"] * count, object),
+        row=np.arange(count),
+        rotation=views.rotation,
+        shift=views.shift,
+        pixel=np.full(count, 2.0),
+        group=np.zeros(count, np.int32),
+        ctf=views.ctf,
+        micrograph=views.micrograph,
+    )
     return Particles.from_metadata(metadata, loading=loading)
 
 

@@ -2,7 +2,8 @@
 
 At a known pose the image of a linear family is sum_l b_l x_l, with x_l the shifted, CTF-filtered slice of component l.
 Two statistics per image then say all: h_l = 2 Re <y, x_l> and G_lm = Re <x_l, x_m>, inner products over the
-stored pixels weighted by 1/sigma^2, since log p(y | b) - log p(y | 0) = b.h - b.G b.
+stored pixels weighted by 1/sigma^2, since log p(y | b) - log p(y | 0) = b.h - b.G b. They are kept per shell, so that
+the noise spectrum can be updated from the same numbers.
 """
 
 from collections.abc import Callable
@@ -10,14 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
 from hetmodels.families.protocol import Gaussian, Gridded, Shared, need_frame
-from hetmodels.imaging.grids import phase_ramp
+from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.observation import Contrast, Observation, marginal_ratio, split_junk
-from hetmodels.tree import pytree
+from hetmodels.tree import pytree, static
 
 _CONTRAST_NODES = 24
 
@@ -92,25 +94,83 @@ def component_slices(lattice: Lattice, table: Array, batch: Batch, observation: 
     return lattice.gather(table, cells), cells
 
 
-def linear_statistics(images: Array, slices: Array, ctf: Array, variance: Array) -> tuple[Array, Array]:
-    """h (rows, components) and G (rows, components, components) of each image.
+Pairs = tuple[tuple[int, int], ...]
+
+
+def mixing_pairs(family: Any, shared: Shared) -> Pairs:
+    """Pairs (l <= m) of components that can both be in one particle: each with itself where nodes are exclusive."""
+    count = family.components(shared).shape[0]
+    every = tuple((i, j) for i in range(count) for j in range(i, count))
+    if isinstance(family, Gaussian) or not isinstance(family, Gridded):
+        return every
+    with jax.ensure_compile_time_eval():
+        design = jax.vmap(family.design)(family.grids(shared)[0])
+    if isinstance(design, jax.core.Tracer):
+        return every
+    together = np.einsum("nl,nm->lm", np.abs(design), np.abs(design))
+    return tuple((i, j) for i, j in every if together[i, j] > 0)
+
+
+@pytree
+class ShellStatistics:
+    """The statistics of some images shell by shell, before division by the noise variance.
+
+    Attributes:
+        power: |y|^2, (rows, shells).
+        cross: 2 Re <y, x_l>, (rows, components, shells).
+        square: Re <x_l, x_m>, (rows, pairs, shells).
+        pairs: which pairs of components.
+    """
+
+    power: Array
+    cross: Array
+    square: Array
+    pairs: Pairs = static()
+
+    def weighted(self, variance: Array) -> tuple[Array, Array]:
+        """h (rows, components) and G (rows, components, components).
+
+        Args:
+            variance: of each shell, (rows, shells).
+        """
+        weight = jnp.where(variance > 0, 1 / variance, 0)[:, None, :]
+        return (self.cross * weight).sum(-1), self._full((self.square * weight).sum(-1))
+
+    def _full(self, packed: Array) -> Array:
+        i, j = np.array(self.pairs).T
+        count = self.cross.shape[1]
+        full = jnp.zeros((len(packed), count, count), packed.dtype).at[:, i, j].set(packed)
+        return full.at[:, j, i].set(packed)
+
+    def expected_power(self, first: Array, second: Array) -> Array:
+        """E|y - a sum_l b_l x_l|^2 per shell, (rows, shells), from E[a b] and E[a^2 b b^T]."""
+        i, j = np.array(self.pairs).T
+        both = second[:, i, j] * np.where(i == j, 1, 2)
+        return self.power - (first[..., None] * self.cross).sum(1) + (both[..., None] * self.square).sum(1)
+
+
+def shell_statistics(images: Array, slices: Array, ctf: Array, disc: Disc, pairs: Pairs) -> ShellStatistics:
+    """Inner products of centred images and component slices per shell.
 
     Args:
         images: centred images, complex (rows, pixels).
-        slices: component slices, complex (rows, pixels, components).
+        slices: component slices before CTF, complex (rows, pixels, components).
         ctf: (rows, pixels).
-        variance: (rows, pixels).
+        disc: the pixels.
+        pairs: pairs of components to multiply.
     """
-    highest = jax.lax.Precision.HIGHEST
-    weight = ctf / variance
-    y = weight * images
-    h = 2 * (
-        jnp.einsum("bm,bml->bl", y.real, slices.real, precision=highest)
-        + jnp.einsum("bm,bml->bl", y.imag, slices.imag, precision=highest)
-    )
-    w = (weight * ctf)[..., None]
-    gram = jnp.einsum("bml,bmn->bln", w * slices.real, slices.real, precision=highest)
-    return h, gram + jnp.einsum("bml,bmn->bln", w * slices.imag, slices.imag, precision=highest)
+    x = ctf[:, None, :] * jnp.moveaxis(slices, -1, 1)
+    real, imaginary = x.real, x.imag
+    i, j = np.array(pairs).T
+    rows = [
+        (images.real**2 + images.imag**2)[:, None, :],
+        2 * (images.real[:, None, :] * real + images.imag[:, None, :] * imaginary),
+        real[:, i] * real[:, j] + imaginary[:, i] * imaginary[:, j],
+    ]
+    member = jnp.asarray(np.eye(disc.shells, dtype=np.float32)[disc.shell], ctf.dtype)
+    total = jnp.einsum("bqm,ms->bqs", jnp.concatenate(rows, axis=1), member, precision=jax.lax.Precision.HIGHEST)
+    count = x.shape[1]
+    return ShellStatistics(total[:, 0], total[:, 1 : 1 + count], total[:, 1 + count :], pairs)
 
 
 def posterior_of(joint: Array) -> Array:
@@ -208,7 +268,9 @@ def image_design(
     table = lattice.table(family.components(shared))
     slices, _ = component_slices(lattice, table, batch, observation)
     variance = observation.pixel_variance(noise, batch.group)
-    h, gram = linear_statistics(centred_images(batch, observation), slices, batch.ctf, variance)
+    images = centred_images(batch, observation)
+    found = shell_statistics(images, slices, batch.ctf, observation.disc, mixing_pairs(family, shared))
+    h, gram = found.weighted(noise[batch.group])
     return design_moments(family, shared, h, gram, observation.contrast), variance
 
 

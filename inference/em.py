@@ -22,10 +22,13 @@ from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.local import (
     Design,
+    Pairs,
     centred_images,
     component_lattice,
     design_moments,
-    linear_statistics,
+    mixing_pairs,
+    posterior_of,
+    shell_statistics,
 )
 from hetmodels.observation import Observation, split_junk
 from hetmodels.tree import pytree
@@ -152,7 +155,7 @@ class EM:
             shared,
             noise,
             junk,
-            accumulate.empty(lattice, copies, _columns(family, len(components))),
+            accumulate.empty(lattice, copies, _columns(len(components), mixing_pairs(family, shared))),
             _no_sums(obs.groups, obs.disc.shells, _nodes(family, shared)),
             maps if problem.halves else maps[:0],
             jnp.zeros(obs.disc.shells),
@@ -166,11 +169,13 @@ class EM:
         """E-step of a batch and its share of the back-projections."""
         family, obs = problem.family, problem.observation
         lattice, nodes = component_lattice(family), _nodes(family, state.shared)
-        mode = _Mode(obs, lattice, len(state.maps) > 1, self._assignment(problem, int(state.passes), nodes))
+        assignment = self._assignment(problem, int(state.passes), nodes)
+        mode = _Mode(obs, lattice, len(state.maps) > 1, assignment, mixing_pairs(family, state.shared))
         junk = state.junk if obs.outliers is not None else None
         target = 1 + (0.75 * nodes - 1) * max(0.0, 1 - int(state.passes) / max(self.anneal, 1))
-        known = (state.shared, state.tables, state.noise, junk)
-        cells, values, sums = _expect(mode, family, known, batch, jax.random.fold_in(key, 1), target)
+        cells, images, slices = _look(mode, state.tables, batch)
+        known, view = (state.shared, state.noise, junk), (cells.sign, images, slices)
+        values, sums = _expect(mode, family, known, batch, view, target, jax.random.fold_in(key, 1))
         total = accumulate.add(lattice, state.total, cells, values)
         sums = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), state.sums, sums)
         return dataclasses.replace(state, total=total, sums=sums), {}
@@ -185,12 +190,12 @@ class EM:
         """M-step: maps, spectra, noise, mixture weights."""
         family, obs = problem.family, problem.observation
         lattice, ball = component_lattice(family), Ball(need_frame(family).size)
-        count = state.maps.shape[1]
-        sums = accumulate.table(state.total, _columns(family, count))
+        count, pairs = state.maps.shape[1], mixing_pairs(family, state.shared)
+        sums = accumulate.table(state.total, _columns(count, pairs))
         sums = sums.reshape(len(state.maps), lattice.rows, -1)
         maps, precision = [], []
         for maps_, columns in zip(state.maps, sums, strict=True):
-            weights = _weights(family, columns[:, 2 * count :], count)
+            weights = _weights(columns[:, 2 * count :], count, pairs)
             maps.append(volume_step(lattice, maps_, columns[:, : 2 * count], weights, state.spectra, self.solver_steps))
             diagonal = weights if weights.ndim == 2 else jnp.diagonal(weights, axis1=1, axis2=2)
             precision.append(jnp.stack([data_precision(lattice, h) for h in diagonal.T]))
@@ -218,7 +223,7 @@ class EM:
             shared,
             noise,
             junk,
-            accumulate.empty(lattice, len(new_maps), _columns(family, count)),
+            accumulate.empty(lattice, len(new_maps), _columns(count, pairs)),
             jax.tree.map(np.zeros_like, state.sums),
             halves,
             fsc if state.maps.shape[0] > 1 or not problem.halves else state.fsc,
@@ -243,7 +248,7 @@ class EM:
         """Memory of the state: maps, their tables and the sums, for images of `size` pixels."""
         count = getattr(family, "classes", None) or 1 + getattr(family, "dims", 0)
         rows = Lattice(size, 1.0, 2, getattr(family, "order", 1)).rows
-        columns = _columns(family, count)
+        columns = 2 * count + (count * (count + 1) // 2 if isinstance(family, Gaussian) else count)
         return (2 if halves else 1) * (rows * (2 * count * 8 + columns * 12) + 12 * count * size**3)
 
     def extra(self, problem: Any, state: EMState) -> dict[str, np.ndarray]:
@@ -268,16 +273,16 @@ def _nodes(family: Any, shared: Any) -> int:
     return len(family.grids(shared)[1]) if isinstance(family, Gridded) else 1
 
 
-def _columns(family: Any, count: int) -> int:
+def _columns(count: int, pairs: Pairs) -> int:
     """Real columns of the sums: residuals, and one weight per pair of components that mix."""
-    return 2 * count + len(_pairs(family, count)[0])
+    return 2 * count + len(pairs)
 
 
-def _weights(family: Any, columns: Array, count: int) -> Array:
+def _weights(columns: Array, count: int, pairs: Pairs) -> Array:
     """H as the solver wants it, from the accumulated columns."""
-    if not isinstance(family, Gaussian):
+    if len(pairs) == count:
         return columns
-    i, j = _pairs(family, count)
+    i, j = np.array(pairs).T
     full = jnp.zeros((len(columns), count, count)).at[:, i, j].set(columns)
     return full.at[:, j, i].set(columns)
 
@@ -301,45 +306,50 @@ class _Mode:
     lattice: Lattice
     halves: bool
     assignment: str
+    pairs: Pairs
 
 
 @partial(jax.jit, static_argnums=0)
-def _expect(
-    mode: _Mode, family: Any, known: tuple, batch: Batch, key: Array, target: float
-) -> tuple[Cells, Array, Sums]:
-    """E-step of a batch: where its pixels fall, what they add, and the other sums."""
+def _look(mode: _Mode, tables: Array, batch: Batch) -> tuple[Cells, Array, Array]:
+    """Where the pixels fall, the centred images, and the component slices.
+
+    Compiled apart from `_expect`: in one program XLA repeats the gathers in every use of the slices.
+    """
     obs, lattice = mode.observation, mode.lattice
-    shared, tables, noise, junk = known
-    variance = obs.pixel_variance(noise, batch.group)
-    images = centred_images(batch, obs)
     cells = lattice.cells(batch.rotation, obs.disc.grid(obs.spacing).points, batch.stretch)
     if mode.halves:
         cells = dataclasses.replace(cells, base=cells.base + (batch.half * lattice.rows)[:, None])
-    slices = lattice.gather(tables, cells)
-    h, gram = linear_statistics(images, slices, batch.ctf, variance)
+    return cells, centred_images(batch, obs), lattice.gather(tables, cells)
+
+
+@partial(jax.jit, static_argnums=0)
+def _expect(mode: _Mode, family: Any, known: tuple, batch: Batch, view: tuple, target: float, key: Array) -> tuple[Array, Sums]:
+    """E-step of a batch: what its pixels add, and the other sums."""
+    obs, (shared, noise, junk), (sign, images, slices) = mode.observation, known, view
+    variance = obs.pixel_variance(noise, batch.group)
+    found = shell_statistics(images, slices, batch.ctf, obs.disc, mode.pairs)
     assign = {
-        "posterior": lambda joint: jax.nn.softmax(joint, axis=1),
+        "posterior": posterior_of,
         "soft": lambda joint: _softened(joint, batch.weight, target),
         "random": lambda joint: _random(joint, key),
     }[mode.assignment]
-    design = design_moments(family, shared, h, gram, obs.contrast, assign)
-    zero = obs.zero_ratio(batch.images, variance)
+    design = design_moments(family, shared, *found.weighted(noise[batch.group]), obs.contrast, assign)
     ratio, clean = split_junk(design.log_ratio, obs, batch, variance, junk)
     weight = batch.weight * clean
     first, second = design.first * weight[:, None], design.second * weight[:, None, None]
-    model = jnp.einsum("bml,bln->bmn", slices, second)
+    i, j = np.array(mode.pairs).T
+    if len(mode.pairs) == first.shape[1]:
+        model = slices * second[:, None, i, i]
+    else:
+        model = jnp.einsum("bml,bln->bmn", slices, second)
     scale = (2 * batch.ctf / variance)[..., None]
     residual = scale * (images[..., None] * first[:, None, :] - batch.ctf[..., None] * model)
-    i, j = _pairs(family, first.shape[1])
     curvature = scale * batch.ctf[..., None] * second[:, None, i, j]
-    values = jnp.concatenate([residual.real, residual.imag * cells.sign[..., None], curvature], axis=-1)
-    power = _expected_power(images, slices, batch.ctf, first, second, weight)
-    return cells, values, _sums(obs, batch, design, ratio + zero, weight, power)
-
-
-def _pairs(family: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of components whose weights are kept: all where they mix, else each with itself."""
-    return np.triu_indices(count) if isinstance(family, Gaussian) else (np.arange(count), np.arange(count))
+    values = jnp.concatenate([residual.real, residual.imag * sign[..., None], curvature], axis=-1)
+    weighted = dataclasses.replace(found, power=found.power * weight[:, None])
+    power = weighted.expected_power(first, second)
+    zero = obs.zero_ratio(batch.images, variance)
+    return values, _sums(obs, batch, design, ratio + zero, weight, power)
 
 
 def _random(joint: Array, key: Array) -> Array:
@@ -363,22 +373,13 @@ def _softened(joint: Array, weight: Array, target: Array) -> Array:
     return jax.nn.softmax(joint * jnp.exp(-high), axis=1)
 
 
-def _expected_power(images: Array, slices: Array, ctf: Array, first: Array, second: Array, weight: Array) -> Array:
-    """E|y - a C sum_l b_l x_l|^2 of each pixel, (rows, pixels)."""
-    mixed = jnp.einsum("bml,bln->bmn", slices, second)
-    cross = jnp.sum((jnp.conj(images)[..., None] * slices).real * first[:, None, :], axis=-1)
-    square = jnp.sum((jnp.conj(slices) * mixed).real, axis=-1)
-    return weight[:, None] * jnp.abs(images) ** 2 - 2 * ctf * cross + ctf**2 * square
-
-
 def _sums(obs: Observation, batch: Batch, design: Design, ratio: Array, weight: Array, power: Array) -> Sums:
     one_hot = jax.nn.one_hot(batch.group, obs.groups)
-    shells = obs.disc.shell_sum(power)
     counts = jnp.asarray(obs.disc.shell_counts, power.dtype)
     return Sums(
         jnp.sum(ratio * batch.weight),
         weight @ design.responsibilities,
-        one_hot.T @ shells,
+        one_hot.T @ power,
         jnp.outer(one_hot.T @ weight, counts),
         jnp.sum(batch.weight - weight),
         jnp.sum(batch.weight),

@@ -180,9 +180,15 @@ class _Console(logging.Handler):
 
 @contextlib.contextmanager
 def _spoken() -> Iterator[None]:
-    """Loggers and warnings speak in plain lines on standard error (and through the loggers, in run.log)."""
-    handler = _Console()
+    """Loggers and warnings speak in plain lines on standard error (and through the loggers, in run.log).
+
+    A command that calls others speaks once.
+    """
     loggers = [logging.getLogger(name) for name in LOGGERS]
+    if any(isinstance(handler, _Console) for handler in loggers[0].handlers):
+        yield
+        return
+    handler = _Console()
     levels = [logger.level for logger in loggers]
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:

@@ -94,13 +94,21 @@ def apply_config(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         dest = key.replace("-", "_")
         if dest not in actions:
             raise UsageError(f"{path}: there is no option {key!r}.{did_you_mean(dest, actions)}")
-        _set_default(parser, actions[dest], value, path)
+        if not _typed_again(actions[dest], words):
+            _set_default(parser, actions[dest], value, path)
     parser.set_defaults(settings=settings)
+
+
+def _typed_again(action: argparse.Action, words: Sequence[str]) -> bool:
+    """Whether an option that collects its values stands on the command line, where it replaces those of the file."""
+    collects = isinstance(action, argparse._AppendAction)
+    return collects and any(word.split("=")[0] in action.option_strings for word in words)
 
 
 def _set_default(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, path: str) -> None:
     flag = action.nargs == 0
-    many = action.nargs in ("+", "*") or bool(action.nargs) and isinstance(action.nargs, int)
+    several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 0)
+    many = several or isinstance(action, argparse._AppendAction)
     wanted = "true or false" if flag else "a list" if many else "one value"
     if flag != isinstance(value, bool) or many != isinstance(value, list):
         raise UsageError(f"{path}: {action.dest} must be {wanted}, got {value!r}.")

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Project, write and report."""
     from hetmodels.data.maps import read_map
 
-    unused = [name for name in ("datadir", "box", "window") if getattr(args, name) is not None]
+    unused = [name for name in ("box", "window") if getattr(args, name) is not None]
     if unused:
         raise UsageError(f"project: --{unused[0]} has no use here: the images of the particle file are not read.")
     output = new_output(args.output, args.overwrite)
@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{table.path}: has no poses ({table.pose_reason}); give them with --poses.")
     if table.ctf is None and not args.no_ctf:
         raise DataError(f"{table.path}: has no CTF ({table.ctf_reason}); give it with --ctf, or add --no-ctf.")
-    density = read_map(args.map)
-    density, box, pixel, notes = _geometry(args, table, density)
+    density, box, pixel, notes = _geometry(args, table, read_map(args.map))
+    ctf = None if args.no_ctf else table.ctf
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        _write(temporary, table, density, box, pixel, notes)
+        _write(temporary, table, ctf, density, box, pixel, notes)
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
@@ -105,7 +105,9 @@ def _common(table: "Metadata", name: str) -> float | None:
     return float(values[0])
 
 
-def _write(path: Path, table: "Metadata", density: "Map", box: int, pixel: float, notes: list[str]) -> None:
+def _write(
+    path: Path, table: "Metadata", fields: dict | None, density: "Map", box: int, pixel: float, notes: list[str]
+) -> None:
     """Write the stack, chunk after chunk."""
     import jax
     import numpy as np
@@ -114,13 +116,14 @@ def _write(path: Path, table: "Metadata", density: "Map", box: int, pixel: float
     from hetmodels.data.stackfile import stack_file
     from hetmodels.imaging.ctf import Ctf
 
-    shift = np.zeros((len(table.rotation), 2)) if table.shift is None else np.asarray(table.shift)
+    rotation = np.asarray(table.rotation, np.float32)
+    shift = np.zeros((len(rotation), 2)) if table.shift is None else np.asarray(table.shift)
     if box % 2 and table.kind.startswith("relion"):
         shift = shift + pixel
         notes.append(f"the box is odd: the image centre is pixel {box // 2 + 1}, where RELION has it, not {box // 2}.")
     if table.contrast_sign == -1:
         notes.append("the particles are dark on a light ground in this file; the images are written alike.")
-    ctf = Ctf.ideal(len(shift)) if table.ctf is None else Ctf(**table.ctf)
+    ctf = Ctf.ideal(len(shift)) if fields is None else Ctf(**fields)
     project, chunk = _projector(density, box, pixel)
     sign = np.float32(-1 if table.contrast_sign == -1 else 1)
     with stack_file(path, len(shift), box, pixel) as file:
@@ -128,7 +131,7 @@ def _write(path: Path, table: "Metadata", density: "Map", box: int, pixel: float
             rows = np.arange(start, min(start + chunk, len(shift)))
             full = np.resize(rows, min(chunk, len(shift)))  # one shape, compiled once
             optics = jax.tree.map(lambda leaf, full=full: np.asarray(leaf[full], np.float32), ctf)
-            images = project(np.asarray(table.rotation[full], np.float32), np.asarray(shift[full], np.float32), optics)
+            images = project(rotation[full], np.asarray(shift[full], np.float32), optics)
             file.put(rows, sign * np.asarray(images[: len(rows)]))
 
 

@@ -52,7 +52,7 @@ def load(name: str, registry: Mapping[str, str], kind: str) -> type:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
-        raise UsageError(f"{kind} {name!r}: there is no module {error.name!r}.{did_you_mean(name, registry)}") from None
+        raise UsageError(f"{kind} {name!r}: there is no module {error.name!r}.") from None
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UsageError(f"{kind} {name!r}: {module_name} has no dataclass {class_name!r}.")

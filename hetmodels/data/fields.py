@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hetmodels.data.cs import CsFile
     from hetmodels.data.relion import ParticleStar
 
-    Origin = Union[ParticleStar, CsFile, None]
+    Origin: TypeAlias = ParticleStar | CsFile | None
 
 MM = 1e7  # Å
 SCALARS = ("defocus_u", "defocus_v", "azimuth", "voltage", "spherical", "amplitude", "phase_shift", "bfactor", "scale")

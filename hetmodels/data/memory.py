@@ -19,7 +19,8 @@ def predict_memory(particles: Particles, rows: int, prefetch: int = 2) -> dict[s
 
     Returns:
         `table` (poses, CTF, names), `cache` (coefficients kept), `reading` (one chunk being transformed and the
-        coefficients of one batch on the host), `batches` (on the device, with the one in use); `total`.
+        coefficients of one batch on the host), `batches` (on the device: those ahead, the one in use, one
+        being made and its scratch); `total`.
     """
     packed = particles.packed
     chunk = min(CHUNK, rows * 4 * packed.source.box**2)
@@ -28,7 +29,7 @@ def predict_memory(particles: Particles, rows: int, prefetch: int = 2) -> dict[s
         "table": _table_bytes(particles),
         "cache": packed.nbytes if packed.resident else 0,
         "reading": 4 * chunk + 2 * rows * per_row * 8,
-        "batches": (prefetch + 2) * rows * per_row * 12,
+        "batches": (prefetch + 3) * rows * per_row * 12,
     }
     return parts | {"total": sum(parts.values())}
 

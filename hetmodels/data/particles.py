@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hetmodels.data.batch import Batch
+from hetmodels.data.fields import Metadata, Overrides
 from hetmodels.data.fingerprint import fingerprint, image_sample
+from hetmodels.data.metadata import read_metadata
 from hetmodels.data.packed import InMemory, Loading, Packed, pack
 from hetmodels.data.prepare import Correction, prepare
 from hetmodels.data.spectra import CHUNK, reference_spectrum
@@ -23,9 +24,6 @@ from hetmodels.data.table import Table, read_table
 from hetmodels.errors import DataError, UsageError
 from hetmodels.imaging.ctf import Ctf
 from hetmodels.imaging.grids import Disc
-
-if TYPE_CHECKING:
-    from hetmodels.data.metadata import Metadata, Overrides
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +57,7 @@ class Particles:
         passthrough: str | Path | None = None,
         poses: str | Path | None = None,
         ctf: str | Path | None = None,
-        overrides: "Overrides | None" = None,
+        overrides: Overrides | None = None,
         box: int | None = None,
         window: float | None = None,
         loading: Loading | None = None,
@@ -81,32 +79,28 @@ class Particles:
             DataError: if the table or its stacks cannot be used.
             UsageError: if box or window do not fit the images.
         """
-        from hetmodels.data.metadata import Overrides, read_metadata
-
-        overrides = overrides or Overrides()
-        metadata = read_metadata(path, passthrough=passthrough, poses=poses, ctf=ctf, overrides=overrides)
-        no_ctf = overrides.no_ctf
-        return cls.from_metadata(metadata, datadir=datadir, box=box, window=window, loading=loading, no_ctf=no_ctf)
+        options = {"passthrough": passthrough, "poses": poses, "ctf": ctf, "datadir": datadir}
+        metadata = read_metadata(path, **options, overrides=overrides)
+        return cls.from_metadata(metadata, datadir=datadir, box=box, window=window, loading=loading)
 
     @classmethod
     def from_metadata(
         cls,
-        metadata: "Metadata",
+        metadata: Metadata,
         *,
         datadir: str | Path | None = None,
         box: int | None = None,
         window: float | None = None,
         loading: Loading | None = None,
-        no_ctf: bool = False,
     ) -> "Particles":
         """The particles of a table already read; see `open`."""
         if not len(metadata.stack):
             raise DataError(f"{metadata.path}: the table has no particles; at least one row is needed.")
         folder = Path(metadata.path).parent
         source = Stacks.locate(metadata.stack, metadata.row, folder, None if datadir is None else Path(datadir))
-        table, notes = read_table(metadata, source, no_ctf)
+        table, notes = read_table(metadata, source)
         packed = pack(source, table.reference_pixel, table.sign, box, window, loading or Loading())
-        return cls._made(packed, table, metadata.subset, source.notes + notes)
+        return cls._made(packed, table, metadata.subset, notes)
 
     @classmethod
     def from_arrays(
@@ -172,7 +166,7 @@ class Particles:
         return f"Particles({self.table.name}: {len(self)} images of {self.size} pixels of {self.spacing:.6g} Å)"
 
     @property
-    def metadata(self) -> "Metadata | None":
+    def metadata(self) -> Metadata | None:
         """The table as it was read, with all its rows; None for a set from arrays."""
         return self.table.metadata
 

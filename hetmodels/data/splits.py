@@ -83,7 +83,7 @@ def units(image: np.ndarray, micrograph: np.ndarray | None) -> tuple[np.ndarray,
         return np.unique(image, return_inverse=True)[1], "by particle (the table names no micrographs)"
     count = len(np.unique(micrograph))
     if count < FEWEST:
-        why = f"by particle (there are only {count} micrographs)"
+        why = f"by particle (too few micrographs: {count})"
         return np.unique(image, return_inverse=True)[1], why
     return np.unique(micrograph, return_inverse=True)[1], f"by micrograph ({count} of them)"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -56,7 +56,7 @@ class Stacks:
     _open: OrderedDict = dataclasses.field(default_factory=OrderedDict, repr=False)
 
     @classmethod
-    def locate(cls, stack: Sequence[str], row: np.ndarray, folder: Path, datadir: Path | None = None) -> "Stacks":
+    def locate(cls, stack: Iterable[str], row: np.ndarray, folder: Path, datadir: Path | None = None) -> "Stacks":
         """Find the files that a table names and check that they hold the images it asks for.
 
         Args:
@@ -69,7 +69,7 @@ class Stacks:
             DataError: for missing, truncated or foreign files, images past the end of a stack and unequal boxes.
         """
         numbers: dict[str, int] = {}
-        file = np.fromiter((numbers.setdefault(text, len(numbers)) for text in stack), np.int32, len(stack))
+        file = np.fromiter((numbers.setdefault(text, len(numbers)) for text in stack), np.int32)
         texts = tuple(numbers)
         headers = tuple(read_header(path) for path in find_stacks(texts, folder, datadir))
         stacks = cls(headers, texts, file, np.asarray(row, np.int64), tuple(h.note for h in headers if h.note))

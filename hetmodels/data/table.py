@@ -2,18 +2,16 @@
 
 import dataclasses
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from hetmodels.data.fields import Metadata
 from hetmodels.data.fingerprint import fingerprint
 from hetmodels.data.splits import number
 from hetmodels.data.stacks import Stacks
 from hetmodels.errors import DataError, UsageError
 from hetmodels.imaging.ctf import Ctf
-
-if TYPE_CHECKING:
-    from hetmodels.data.metadata import Metadata
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ class Table:
     no_ctf: bool = False
     pose_reason: str = ""
     ctf_reason: str = ""
-    metadata: "Metadata | None" = None
+    metadata: Metadata | None = None
 
     def __post_init__(self) -> None:
         count = len(self.image)
@@ -104,9 +102,7 @@ class Table:
             DataError: if there are none, some are not finite, or all are the same.
         """
         if self.rotation is None or self.shift is None:
-            raise DataError(
-                f"{self.name}: no poses: {self.pose_reason}. Give --poses FILE.pkl, or infer them (--pose search)."
-            )
+            raise DataError(f"{self.name}: no poses: {self.pose_reason}. Give --poses FILE.pkl, or a refined table.")
         rotation, shift = self.rotation[rows], self.shift[rows]
         bad = np.flatnonzero(~(np.isfinite(rotation).all((1, 2)) & np.isfinite(shift).all(1)))
         if len(bad):
@@ -145,7 +141,7 @@ class Table:
             )
 
 
-def read_table(metadata: "Metadata", source: Stacks, no_ctf: bool) -> tuple[Table, tuple[str, ...]]:
+def read_table(metadata: Metadata, source: Stacks) -> tuple[Table, tuple[str, ...]]:
     """The table of particles whose images were found, and what to tell the user.
 
     Raises:
@@ -165,12 +161,12 @@ def read_table(metadata: "Metadata", source: Stacks, no_ctf: bool) -> tuple[Tabl
         micrograph=None if metadata.micrograph is None else number(metadata.micrograph.tolist()),
         rotation=metadata.rotation,
         shift=_shift(metadata),
-        ctf=_ctf(metadata, len(source), no_ctf),
+        ctf=_ctf(metadata, len(source)),
         identity=fingerprint({"stack": np.array(source.texts), "file": source.file, "row": source.row}),
         sign=metadata.contrast_sign or 1,
         flipped=metadata.phase_flipped,
         premultiplied=metadata.premultiplied,
-        no_ctf=no_ctf,
+        no_ctf=metadata.without_ctf,
         pose_reason=metadata.pose_reason,
         ctf_reason=metadata.ctf_reason,
         metadata=metadata,
@@ -179,15 +175,15 @@ def read_table(metadata: "Metadata", source: Stacks, no_ctf: bool) -> tuple[Tabl
     return table, _findings(table, metadata, source)
 
 
-def _shift(metadata: "Metadata") -> np.ndarray | None:
+def _shift(metadata: Metadata) -> np.ndarray | None:
     """Shifts are zero where a table has orientations but no origins."""
     if metadata.shift is None and metadata.rotation is not None:
         return np.zeros((len(metadata.rotation), 2))
     return metadata.shift
 
 
-def _ctf(metadata: "Metadata", count: int, no_ctf: bool) -> Ctf | None:
-    if no_ctf:
+def _ctf(metadata: Metadata, count: int) -> Ctf | None:
+    if metadata.without_ctf:
         return Ctf.ideal(count)
     if metadata.ctf is None:
         return None
@@ -214,8 +210,8 @@ def _no_doubles(table: Table, source: Stacks) -> None:
         )
 
 
-def _findings(table: Table, metadata: "Metadata", source: Stacks) -> tuple[str, ...]:
-    notes = []
+def _findings(table: Table, metadata: Metadata, source: Stacks) -> tuple[str, ...]:
+    notes = [*metadata.notes, *source.notes]
     sizes = np.unique(table.pixel)
     if len(sizes) > 1:
         listed = ", ".join(f"{size:.6g}" for size in sizes)

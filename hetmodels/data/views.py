@@ -178,7 +178,7 @@ def views_like(
         rotation = np.asarray(metadata.rotation, np.float64)[rows]
         shift = np.zeros((len(rows), 2)) if metadata.shift is None else np.asarray(metadata.shift, np.float64)[rows]
     names = drawn.micrograph if metadata.micrograph is None else np.asarray(metadata.micrograph)[rows]
-    if no_ctf:
+    if no_ctf or metadata.ctf is None:
         return Views(rotation, shift, names, None, tuple(notes))
     notes += _left_out(metadata)
     ctf = {name: np.asarray(metadata.ctf[name], np.float64)[rows] for name in SCALARS}

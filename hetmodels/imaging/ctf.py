@@ -25,8 +25,8 @@ class Ctf:
     """Contrast transfer of n particles. All arrays have n rows; they may be numpy or JAX arrays.
 
     Attributes:
-        defocus_u, defocus_v: largest and smallest defocus [Å], positive underfocus, (n,).
-        azimuth: direction of defocus_u from the x axis towards y [rad], (n,).
+        defocus_u, defocus_v: defocus along the azimuth and across it [Å], positive underfocus, (n,).
+        azimuth: direction of defocus_u, from the x axis towards y [rad], (n,).
         voltage: acceleration voltage [kV], (n,).
         spherical: spherical aberration Cs [Å], (n,).
         amplitude: amplitude contrast, 0 … 1, (n,).
@@ -37,7 +37,7 @@ class Ctf:
         odd: coefficients [rad] of antisymmetric Zernike polynomials of s in 1/Å, in RELION's order, (n, any).
         even: coefficients [rad] of symmetric ones, (n, any).
         stretch: in-plane frequency map; a pixel at row vector k is found at k @ stretch, (n, 2, 2). For RELION's
-            magnification matrix M this is M transposed; see `magnification`.
+            magnification matrix M (rlnMagMat00 … 11) this is M transposed: k @ stretch = M k.
     """
 
     defocus_u: Values
@@ -120,11 +120,6 @@ def wavelength(voltage: Values) -> Array:
     return 12.2643247 / jnp.sqrt(volts * (1 + 0.978466e-6 * volts))
 
 
-def magnification(m00: Values, m01: Values, m10: Values, m11: Values) -> np.ndarray:
-    """The stretch (…, 2, 2) of RELION's magnification matrix rlnMagMat00 … 11: k @ stretch = M k."""
-    return np.stack([np.stack([m00, m10], axis=-1), np.stack([m01, m11], axis=-1)], axis=-2)
-
-
 def even_index(position: int) -> tuple[int, int]:
     """(n, m) of the symmetric Zernike polynomial at a place in RELION's list: (0,0), (2,-2), (2,0), (2,2) and so on."""
     level = int(np.sqrt(position))
@@ -153,23 +148,6 @@ def zernike(n: int, m: int, x: Array, y: Array) -> Array:
     for _ in range(order):
         cosine, sine = cosine * x - sine * y, cosine * y + sine * x
     return radial * (cosine if m >= 0 else sine)
-
-
-def nyquist_phase_error(full: Ctf, used: Ctf, spacing: float) -> np.ndarray:
-    """Largest phase error [rad] on the Nyquist circle from using one description in place of another, (n,).
-
-    The sum of the differences in the argument of the sine and in the antisymmetric phase.
-
-    Args:
-        full: the complete description.
-        used: the one without some terms.
-        spacing: pixel size [Å]; Nyquist is 1 / (2 spacing).
-    """
-    angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    circle = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1) / (2 * spacing))
-    symmetric = full.argument(circle) - used.argument(circle)
-    odd = full.aberration(circle) - used.aberration(circle)
-    return np.asarray(jnp.max(jnp.abs(symmetric) + jnp.abs(odd), axis=1))
 
 
 def _rows(values: Values) -> Array:

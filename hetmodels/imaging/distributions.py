@@ -4,6 +4,7 @@ The event is a complex vector of the stored pixels (pixels,); `log_prob` is the 
 components in the band, constants included, in the precision of the arguments.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from hetmodels.imaging.noise import sample_noise
 
 _PIXELS = constraints.independent(constraints.complex, 1)
 _POSITIVE = constraints.independent(constraints.positive, 1)
+_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class FourierImage(Distribution):
@@ -122,8 +124,8 @@ class LowRankFourierImage(Distribution):
         noise = sample_noise(key, self.noise_variance, self.shape(sample_shape))
         root = jnp.linalg.cholesky(self.covariance)
         draw = jax.random.normal(other, (*sample_shape, *self.batch_shape, root.shape[-1]), noise.real.dtype)
-        latents = jnp.einsum("...ab,...b->...a", root, draw)
-        return self.loc + jnp.einsum("...a,...am->...m", latents, self.basis) + noise
+        latents = _einsum("...ab,...b->...a", root, draw)
+        return self.loc + _einsum("...a,...am->...m", latents, self.basis) + noise
 
     @validate_sample
     def log_prob(self, value: ArrayLike) -> Array:
@@ -147,7 +149,7 @@ class LowRankFourierImage(Distribution):
     @property
     def variance(self) -> Array:
         """E|y - E[y]|^2 per pixel, (…, pixels)."""
-        root = jnp.einsum("...ab,...am->...bm", jnp.linalg.cholesky(self.covariance), self.basis)
+        root = _einsum("...ab,...am->...bm", jnp.linalg.cholesky(self.covariance), self.basis)
         return jnp.broadcast_to(self.noise_variance + jnp.sum(_power(root), axis=-2), self.shape())
 
 
@@ -237,14 +239,14 @@ class PoseMarginalImage(Distribution):
     @property
     def mean(self) -> Array:
         """E[y], complex (…, pixels)."""
-        slices = jnp.einsum("r,rm->m", jax.nn.softmax(self.log_weights), self.bank)
-        phases = jnp.einsum("t,tm->m", jax.nn.softmax(self.shift_log_weights), self.phases)
+        slices = _einsum("r,rm->m", jax.nn.softmax(self.log_weights), self.bank)
+        phases = _einsum("t,tm->m", jax.nn.softmax(self.shift_log_weights), self.phases)
         return jnp.broadcast_to(self.transfer * phases * slices, self.shape())
 
     @property
     def variance(self) -> Array:
         """E|y - E[y]|^2 per pixel, (…, pixels)."""
-        power = jnp.einsum("r,rm->m", jax.nn.softmax(self.log_weights), _power(self.bank))
+        power = _einsum("r,rm->m", jax.nn.softmax(self.log_weights), _power(self.bank))
         signal = (1 + self.contrast_sd**2) * self.transfer**2 * power
         return self.noise_variance + signal - _power(self.mean)
 

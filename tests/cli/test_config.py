@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-o", "--output", type=Path, required=True)
     made.add_argument("--family", required=True)
     made.add_argument("--engine", default="em")
+    made.add_argument("--reference", type=Path, action="append")
+    made.add_argument("--halves", action=argparse.BooleanOptionalAction)
     made.add_argument("--pose", choices=["known", "refine"], default="known")
     particle_options(made)
     set_options(made)
@@ -75,9 +77,19 @@ def test_the_command_line_beats_the_file(tmp_path):
     assert settings_of(args)["family.classes"] == "6"
 
 
+def test_collected_and_two_way_options(tmp_path):
+    text = 'particles = "p"\noutput = "o"\nfamily = "f"\nreference = ["a.mrc", "b.mrc"]\nhalves = false\n'
+    args = parsed(tmp_path, text)
+    assert args.reference == [Path("a.mrc"), Path("b.mrc")] and args.halves is False
+    args = parsed(tmp_path, text, "--reference", "c.mrc", "--halves")
+    assert args.reference == [Path("c.mrc")] and args.halves is True
+    assert options_table(args)["reference"] == [Path("c.mrc").absolute()]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("reference = 'a.mrc'", ["reference", "a list"]),
         ("boxx = 3", ["boxx", "Did you mean 'box'"]),
         ("box = 'wide'", ["box", "invalid int value", "wide"]),
         ("box = 3", ["box", "at least 4"]),

@@ -121,6 +121,17 @@ def test_warnings_and_log_lines_are_plain_lines_on_standard_error(command, capsy
     assert err == "warning: 5 particles make no map.\nread 5 particles\n" and out == ""
 
 
+def test_a_command_that_calls_another_speaks_once(command, capsys):
+    def run(args):
+        importlib.import_module("logging").getLogger("inference.em").info("pass 1")
+        return 0 if words else cli.main(["probe"])
+
+    words = []
+    command(lambda args: words.append(1) or cli.main(["probe"]) if not words else run(args))
+    assert cli.main(["probe"]) == 0
+    assert capsys.readouterr().err == "pass 1\n"
+
+
 def test_json_holds_arrays_and_no_nan(command, capsys):
     import numpy as np
 

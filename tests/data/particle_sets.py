@@ -1,12 +1,13 @@
 """Small particle sets for the tests of this folder."""
 
+import dataclasses
 import pathlib
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import mrcfile
 import numpy as np
 
+from hetmodels.data.fields import Metadata
 from hetmodels.data.particles import Particles
 from hetmodels.imaging.ctf import Ctf
 from hetmodels.imaging.rotations import from_euler
@@ -45,16 +46,23 @@ def arrays(images: np.ndarray | None = None, ctf: Ctf | None = None, **options) 
     return Particles.from_arrays(images, rotations(count), shifts(count), ctf, SPACING, **options)
 
 
-def metadata(folder: pathlib.Path, images: np.ndarray, **changes) -> SimpleNamespace:
+def metadata(folder: pathlib.Path, images: np.ndarray, **changes) -> Metadata:
     """A table over one stack of these images, as a reader would give it."""
     count = len(images)
     with mrcfile.new(folder / "images.mrcs", overwrite=True) as file:
         file.set_data(images)
-    view = {"path": folder / "table.star", "stack": np.array(["images.mrcs"] * count, object), "row": np.arange(count)}
-    view |= {"rotation": rotations(count), "shift": shifts(count), "pixel": np.full(count, SPACING), "box": None}
-    view |= {"group": np.zeros(count, np.int32), "ctf": vars(optics(count)), "micrograph": None, "subset": None}
-    view |= {"phase_flipped": False, "premultiplied": False, "contrast_sign": 1, "pose_reason": "", "ctf_reason": ""}
-    return SimpleNamespace(**(view | changes))
+    table = Metadata(
+        path=folder / "table.star",
+        kind="test",
+        stack=np.array(["images.mrcs"] * count, object),
+        row=np.arange(count),
+        rotation=rotations(count),
+        shift=shifts(count),
+        pixel=np.full(count, SPACING),
+        group=np.zeros(count, np.int32),
+        ctf=vars(optics(count)),
+    )
+    return dataclasses.replace(table, **changes)
 
 
 def molecule() -> Gaussians:

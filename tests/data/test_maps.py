@@ -61,7 +61,7 @@ def test_any_axis_order_is_read_as_zyx(tmp_path: Path, values: np.ndarray, axes:
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.float16])
 def test_other_modes(tmp_path: Path, dtype: type) -> None:
-    stored = np.arange(27).reshape(3, 3, 3).astype(dtype)
+    stored: np.ndarray = np.arange(27).reshape(3, 3, 3).astype(dtype)
     with mrcfile.new(tmp_path / "a.mrc", data=stored) as file:
         file.voxel_size = 3.0
     back = read_map(tmp_path / "a.mrc")

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
 import starfile
 
 from hetmodels.data.maps import Map, read_map
+from hetmodels.data.metadata import Metadata
 from hetmodels.data.phantom import phantom
 from hetmodels.data.projectors import GaussianProjector, MapProjector
 from hetmodels.data.simulate import Coloured, Recording, White, simulate
@@ -34,7 +36,7 @@ def stack(path: Path) -> np.ndarray:
         return np.array(file.data)
 
 
-def euler(table: object) -> np.ndarray:
+def euler(table: pd.DataFrame) -> np.ndarray:
     """RELION's matrix, written out independently of the package."""
     angles = [np.deg2rad(table[f"rlnAngle{n}"].to_numpy(float)) for n in ("Psi", "Tilt", "Rot")]
 
@@ -192,7 +194,7 @@ def test_a_finer_map_gives_the_images_of_its_gaussians() -> None:
     """A map of half the voxel size and a smaller box stands for the same density."""
     volume, rotations = phantom(1, 24, 4.0)[0], uniform_rotations(np.random.default_rng(1), 4)
     fine = Map(np.asarray(volume.density(44, 2.0)), 2.0, np.zeros(3))
-    mapped, analytic = (kind(v, 24, 4.0) for kind, v in ((MapProjector, fine), (GaussianProjector, volume)))
+    mapped, analytic = MapProjector(fine, 24, 4.0), GaussianProjector(volume, 24, 4.0)
     expected = analytic(rotations)
     assert np.linalg.norm(mapped(rotations) - expected) < 2e-3 * np.linalg.norm(expected)
     np.testing.assert_allclose(mapped.density(), analytic.density(), atol=2e-3 * analytic.density().max())
@@ -207,6 +209,7 @@ def test_views_are_uniform_and_grouped() -> None:
     drawn = random_views(rng, 2000, Microscope(defocus=(8e3, 2e4)), 3.0)
     assert len(np.unique(drawn.micrograph)) == 40
     assert drawn.shift.std() == pytest.approx(3, rel=0.1)
+    assert drawn.ctf is not None
     mean = (drawn.ctf["defocus_u"] + drawn.ctf["defocus_v"]) / 2
     assert ((mean >= 8e3) & (mean <= 2e4)).all() and np.histogram(mean, 8, (8e3, 2e4))[0].tolist() == [250] * 8
     assert len(np.unique(mean[drawn.micrograph == drawn.micrograph[0]])) == 1
@@ -222,12 +225,16 @@ def test_image_sets_do_not_depend_on_float64(tmp_path: Path) -> None:
 
 
 def test_views_like_needs_a_ctf_or_the_word_for_none() -> None:
-    class Table:
-        path, row, ctf, ctf_reason = "x.star", np.arange(3), None, "no _rlnDefocusU"
-        rotation, shift, micrograph, pose_reason = None, None, None, "no _rlnAngleRot"
-
+    table = Metadata(
+        path=Path("x.star"),
+        kind="relion 3.1+",
+        stack=np.array(["x.mrcs"] * 3, object),
+        row=np.arange(3),
+        ctf_reason="no _rlnDefocusU",
+        pose_reason="no _rlnAngleRot",
+    )
     rng = np.random.default_rng(0)
     with pytest.raises(UsageError, match="--no-ctf"):
-        views_like(Table(), rng)
-    taken = views_like(Table(), rng, count=7, no_ctf=True)
+        views_like(table, rng)
+    taken = views_like(table, rng, count=7, no_ctf=True)
     assert len(taken) == 7 and "drawn uniformly" in taken.notes[0]

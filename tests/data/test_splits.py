@@ -53,7 +53,7 @@ def test_few_micrographs_are_split_by_particle():
     parts = split(image, micrograph, None, "seed")
     assert abs(int((parts.half == 0).sum()) - int((parts.half == 1).sum())) <= 1
     assert abs(parts.held_out.sum() - 0.1 * len(image)) <= 0.5
-    assert f"only {FEWEST - 1} micrographs" in parts.note
+    assert f"micrographs: {FEWEST - 1}" in parts.note
 
 
 def test_rows_of_one_image_stay_together():

@@ -20,6 +20,7 @@ from hetmodels.data.structures import (
 )
 from hetmodels.errors import DataError
 from hetmodels.imaging.grids import Grid
+from hetmodels.volumes.gaussians import Gaussians
 
 PDB = """\
 MODEL        1
@@ -108,7 +109,7 @@ def test_beads_keep_integral_centre_and_mean_variance(pdb: Path) -> None:
     for volume in (atoms, beads):
         assert float(volume.weights.sum()) == pytest.approx(float(atoms.weights.sum()), rel=1e-6)
 
-    def moments(v: object) -> tuple[np.ndarray, float]:
+    def moments(v: Gaussians) -> tuple[np.ndarray, float]:
         w, x, s = (np.asarray(a, float) for a in (v.weights, v.centres, v.widths))
         mean = w @ x / w.sum()
         return mean, float(w @ (((x - mean) ** 2).sum(1) + 3 * s**2) / w.sum())

@@ -49,6 +49,21 @@ def test_gives_the_simulated_images_of_the_true_map(particles: Path, tmp_path: P
         assert float(a.voxel_size.x) == 6
 
 
+def test_without_ctf_at_the_identity_is_the_z_sum(particles: Path, tmp_path: Path) -> None:
+    out, truth = tmp_path / "o.mrcs", particles.with_suffix(".truth") / "state_001.mrc"
+    table = tmp_path / "still.star"
+    lines = particles.read_text().splitlines()
+    rows = [i for i, line in enumerate(lines) if "@" in line]
+    for i in rows:
+        words = lines[i].split()
+        lines[i] = " ".join([words[0], *["0"] * 5, *words[6:]])
+    table.write_text("\n".join(lines) + "\n")
+    assert main(["project", str(truth), str(table), "-o", str(out), "--no-ctf"]) == 0
+    with mrcfile.open(out) as images, mrcfile.open(truth) as density:
+        expected = density.data.sum(0)
+        assert np.abs(images.data - expected).max() < 0.03 * expected.max()
+
+
 def test_wrong_calls(particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, truth = tmp_path / "o.mrcs", particles.with_suffix(".truth") / "state_001.mrc"
 
