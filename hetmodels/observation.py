@@ -11,6 +11,7 @@ from jax import Array
 
 from hetmodels.data.batch import Batch
 from hetmodels.imaging.grids import Disc
+from hetmodels.imaging.likelihood import contrast_ratio
 from hetmodels.imaging.rotations import from_rotvec
 
 
@@ -179,14 +180,8 @@ def marginal_ratio(linear: Array, quadratic: Array, contrast: Contrast | None) -
     Returns:
         The log ratio, E[a] and E[a^2], each of the shape given.
     """
-    if contrast is None:
-        one = jnp.ones_like(linear)
-        return linear - quadratic, one, one
-    prior = 1.0 / contrast.sd**2
-    precision = prior + 2.0 * quadratic
-    mean = (prior + linear) / precision
-    log_ratio = 0.5 * (prior + linear) * mean - 0.5 * prior - 0.5 * jnp.log(precision / prior)
-    return log_ratio, mean, mean**2 + 1.0 / precision
+    log_ratio, mean, variance = contrast_ratio(linear, quadratic, 0.0 if contrast is None else contrast.sd)
+    return log_ratio, mean, mean**2 + variance
 
 
 def split_junk(

@@ -81,6 +81,17 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
+def available_memory() -> int:
+    """Bytes of memory that a new process may take: the kernel's estimate, or less where a control group limits it."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        facts = dict(line.split(":") for line in file)
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
 class RunDirectory:
     """A run's folder; the attributes name its files, whether or not they are there yet.
 

@@ -1,6 +1,15 @@
 """Inference engines, and `fit`, the one way in. `ENGINES` maps short names to where they live."""
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inference.em import EM as EM
+    from inference.fitting import fit as fit
+    from inference.map import MAP as MAP
+    from inference.mcmc import MCMC as MCMC
+    from inference.moments import Moments as Moments
+    from inference.svi import SVI as SVI
 
 ENGINES: dict[str, str] = {
     "em": "inference.em.EM",
@@ -10,13 +19,13 @@ ENGINES: dict[str, str] = {
     "moments": "inference.moments.Moments",
 }
 
-_EXPORTS = {path.rsplit(".", 1)[1]: path.rsplit(".", 1)[0] for path in ENGINES.values()} | {"fit": "inference.fitting"}
+__all__ = ["EM", "ENGINES", "MAP", "MCMC", "SVI", "Moments", "fit"]
 
 
 def __getattr__(name: str) -> Any:
     """Engines and `fit` are imported when first asked for."""
-    if name in _EXPORTS:
-        import importlib
-
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    for path in [*ENGINES.values(), "inference.fitting.fit"]:
+        module, _, own = path.rpartition(".")
+        if own == name:
+            return getattr(importlib.import_module(module), own)
     raise AttributeError(f"module 'inference' has no attribute {name!r}")

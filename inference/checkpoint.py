@@ -1,5 +1,6 @@
 """Checkpoints: the leaves of a state as named arrays in one file, replaced atomically."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ class Checkpoint:
     def exists(self) -> bool:
         """Whether there is a state to go on from."""
         return self.path.exists()
+
+    def rows(self) -> int:
+        """Rows of the trace that the state there comes after."""
+        with np.load(self.path, allow_pickle=False) as stored:
+            return len(json.loads(str(stored["place"]))["trace"])
 
     def save(self, state: Any, place: str, draws: dict[str, np.ndarray]) -> None:
         """Write a state with its place in the run; a kill leaves the former one untouched."""

@@ -20,7 +20,13 @@ class Engine(Protocol):
     """Settings of an inference algorithm, as a frozen dataclass; its state is a pytree that `run` carries.
 
     `whole` says that a step takes all data at once, `shuffle` that batches are drawn anew in each pass.
-    Optional methods: `sweep(key, problem, state)` after each pass, returning like `step`; `finished(state)`.
+    Optional methods:
+        sweep(key, problem, state): after each pass, returning like `step`.
+        finished(state): whether there is nothing left to do.
+        kept(problem, state): of a sampler, after each pass: the draws of the shared values that the pass made and
+            their statistics, two dicts of arrays (chains, draws, …) with any number of draws, none included.
+        sample(key, problem, state): of a fitted distribution, after the last pass: draws (1, draws, …); {} if it is
+            a point.
     """
 
     batch_size: int
@@ -59,10 +65,19 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `run` hands back: the last state, the kept draws (name -> (draws, …)) and the trace."""
+    """What `run` hands back.
+
+    Attributes:
+        state: the last state.
+        draws: draws of the shared values by name, (chains, draws, …); {} from an engine that ends at a point.
+        stats: statistics of a sampler by ArviZ's names, (chains, draws).
+        trace: a dict per pass.
+        complete: whether the engine had done, rather than the time budget ended it.
+    """
 
     state: Any
     draws: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
     trace: list[dict[str, Any]]
     complete: bool
 
@@ -104,7 +119,7 @@ class _Loop:
         self.key_init, self.key_data, self.key_step, self.key_sweep = jax.random.split(key, 4)
         self.pass_, self.done_batches = 0, 0
         self.trace: list[dict[str, Any]] = []
-        self.draws: list[dict[str, np.ndarray]] = []
+        self.kept: list[dict[str, np.ndarray]] = []
         self.saved = time.monotonic()
 
     def go(self, resume: bool, budget: float | None) -> Result:
@@ -119,8 +134,17 @@ class _Loop:
             if budget is not None and time.monotonic() - start > budget:
                 complete = self.pass_ >= total or self._finished(state)
                 break
-        draws = {k: np.stack([d[k] for d in self.draws]) for k in (self.draws[0] if self.draws else {})}
-        return Result(state, draws, self.trace, complete)
+        kept = self._kept()
+        draws, stats = ({k[6:]: v for k, v in kept.items() if k.startswith(start)} for start in ("value/", "stats/"))
+        sample = getattr(self.engine, "sample", None)
+        if sample:
+            drawn = sample(jax.random.fold_in(self.key_init, 1), self.problem, state)
+            draws = {name: np.asarray(value) for name, value in drawn.items()}
+        return Result(state, draws, stats, self.trace, complete)
+
+    def _kept(self) -> dict[str, np.ndarray]:
+        """Draws and statistics of all passes, joined along the axis of draws."""
+        return {k: np.concatenate([part[k] for part in self.kept], axis=1) for k in (self.kept[0] if self.kept else {})}
 
     def _finished(self, state: Any) -> bool:
         finished = getattr(self.engine, "finished", None)
@@ -129,11 +153,16 @@ class _Loop:
     def _batches(self) -> Any:
         if self.engine.whole:
             return [self.problem.whole()]
-        return self.problem.batches(self.pass_, self.key_data, self.engine.batch_size, self.engine.shuffle)
+        rows = math.ceil(self.problem.size / self._per_pass)  # equal batches, so that hardly any row is padding
+        return self.problem.batches(self.pass_, self.key_data, rows, self.engine.shuffle)
+
+    @property
+    def _per_pass(self) -> int:
+        return 1 if self.engine.whole else max(1, math.ceil(self.problem.size / self.engine.batch_size))
 
     def _one_pass(self, state: Any, total: int) -> Any:
         info: dict[str, Any] = {}
-        per_pass = 1 if self.engine.whole else max(1, math.ceil(self.problem.size / self.engine.batch_size))
+        per_pass = self._per_pass
         key = jax.random.fold_in(self.key_step, self.pass_)
         for number, batch in enumerate(self._batches()):
             if number < self.done_batches:
@@ -148,10 +177,12 @@ class _Loop:
             state, info = sweep(jax.random.fold_in(self.key_sweep, self.pass_), self.problem, state)
         self._record(state, info)
         self.pass_, self.done_batches = self.pass_ + 1, 0
-        keep = getattr(self.engine, "keep", None)
-        if keep and keep(state):
-            draw = self.engine.draw(jax.random.fold_in(self.key_sweep, self.pass_), self.problem, state)
-            self.draws.append({k: np.asarray(v) for k, v in draw.items()})
+        kept = getattr(self.engine, "kept", None)
+        if kept:
+            draws, stats = kept(self.problem, state)
+            named = {f"value/{k}": v for k, v in draws.items()} | {f"stats/{k}": v for k, v in stats.items()}
+            if named:
+                self.kept.append({k: np.asarray(v) for k, v in named.items()})
         if self.store and (not self.engine.whole or time.monotonic() - self.saved > self.every):
             self._save(state)
         return state
@@ -169,7 +200,7 @@ class _Loop:
 
     def _save(self, state: Any) -> None:
         place = {"pass": self.pass_, "batches": self.done_batches, "trace": self.trace, "engine": repr(self.engine)}
-        draws = {f"draw/{k}": np.stack([d[k] for d in self.draws]) for k in (self.draws[0] if self.draws else {})}
+        draws = {f"draw/{k}": v for k, v in self._kept().items()}
         assert self.store is not None
         self.store.save(state, json.dumps(place), draws)
         self.saved = time.monotonic()
@@ -185,8 +216,7 @@ class _Loop:
                 "repeat the settings of the run, or start a new one with --overwrite."
             )
         self.pass_, self.done_batches, self.trace = place["pass"], place["batches"], place["trace"]
-        count = len(next(iter(draws.values()))) if draws else 0
-        self.draws = [{k: v[i] for k, v in draws.items()} for i in range(count)]
+        self.kept = [draws] if draws else []
         return state
 
 

@@ -38,7 +38,7 @@ slow = {}
 for name in cli.COMMANDS:
     with contextlib.redirect_stdout(io.StringIO()):
         assert cli.main([name, "--help"]) == 0
-    found = sorted({"jax", "numpy", "pandas", "numpyro"} & set(sys.modules))
+    found = sorted({"jax", "numpyro", "pandas", "scipy", "xarray", "arviz"} & set(sys.modules))
     if found:
         slow[name] = found
         break

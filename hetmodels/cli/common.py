@@ -62,7 +62,21 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above:
 
 
 def particle_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a particle file is to be read; the positional `particles` is the command's own."""
+    """Add the options that say how a particle file and its images are to be read, for `open_particles`."""
+    group = table_options(parser)
+    group.add_argument(
+        "--box", type=number(int, 4), metavar="D", help="crop in Fourier space to D pixels, an even number"
+    )
+    group.add_argument(
+        "--window",
+        type=number(float, above=0),
+        metavar="A",
+        help="diameter of a soft disc on the images, in Å (up to 1: in boxes)",
+    )
+
+
+def table_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add those that concern the table, for `read_table`; the positional `particles` is the command's own."""
     group = parser.add_argument_group("particles")
     group.add_argument("--datadir", type=Path, metavar="DIR", help="folder that the image paths in the file start from")
     group.add_argument("--passthrough", type=Path, metavar="FILE.cs", help="cryoSPARC file with the remaining columns")
@@ -79,12 +93,7 @@ def particle_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--invert", action="store_true", help="change the sign of the images' contrast")
     group.add_argument("--no-ctf", action="store_true", help="the images have no CTF")
-    group.add_argument(
-        "--box", type=number(int, 4), metavar="D", help="crop in Fourier space to D pixels, an even number"
-    )
-    group.add_argument(
-        "--window", type=positive, metavar="A", help="diameter of a soft disc on the images, in Å (up to 1: in boxes)"
-    )
+    return group
 
 
 def _overrides(args: argparse.Namespace) -> "Overrides":
@@ -101,7 +110,7 @@ def _overrides(args: argparse.Namespace) -> "Overrides":
 
 
 def read_table(args: argparse.Namespace) -> "Metadata":
-    """The particle table named by `args.particles` with the options of `particle_options`; no image is opened."""
+    """The particle table named by `args.particles` with the options of `table_options`; no image is opened."""
     from hetmodels.data.metadata import read_metadata
 
     return read_metadata(

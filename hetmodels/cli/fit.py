@@ -14,7 +14,7 @@ from typing import Any
 from hetmodels.cli.common import emit, json_option, number, open_particles, particle_options
 from hetmodels.cli.config import as_table, check_prefixes, options_table, set_options, settings_of, write_config
 from hetmodels.errors import DataError, UsageError
-from hetmodels.run_directory import RunDirectory, require_space
+from hetmodels.run_directory import RunDirectory, available_memory, require_space
 
 _log = logging.getLogger("hetmodels.fit")
 _FEWEST = 100
@@ -201,9 +201,7 @@ class _Job:
 
     def check_memory(self) -> None:
         """Refuse before the work what cannot fit."""
-        import psutil
-
-        need, free = self.memory()["total"], psutil.virtual_memory().available
+        need, free = self.memory()["total"], available_memory()
         limit = min(free, self.args.memory * 1e9) if self.args.memory else free
         if need > limit:
             raise DataError(
@@ -217,29 +215,30 @@ class _Job:
     def fit(self, folder: RunDirectory) -> Any:
         """Run the engine with its progress bar, trace and checkpoints."""
         import inference
+        from inference.checkpoint import Checkpoint
 
         self.check_memory()
         args = self.args
         options = self.options()
-        done = len(folder.read_trace()) if args.resume else 0
+        store = Checkpoint(folder.checkpoint)
+        resume = args.resume and store.exists()
+        done = store.rows() if resume else 0
         with folder.tracing(done) as trace, _progress(args) as log:
-            record = lambda row: trace.append(row)  # noqa: E731
             return inference.fit(
-                self.family, self.particles, self.engine, log=log(record), checkpoint=folder.checkpoint,
-                resume=args.resume and folder.checkpoint.exists() and any(folder.checkpoint.iterdir()),
-                budget=args.budget, **options,
+                self.family, self.particles, self.engine, log=log(trace.append), checkpoint=folder.checkpoint,
+                resume=resume, budget=args.budget, **options,
             )  # fmt: skip
 
     def forecast(self) -> int:
         """Print memory and time: predicted bytes, and the measured time of one step times their number."""
         import jax
 
+        from hetmodels.observation import Radial
         from inference.fitting import make_problem
 
         options = self.options()
         key = options.pop("key")
-        noise = {"noise": __import__("hetmodels.observation", fromlist=["Radial"]).Radial()}
-        problem = make_problem(self.family, self.particles, **options, **noise)
+        problem = make_problem(self.family, self.particles, noise=Radial(), **options)
         state = self.engine.init(key, problem)
         batch = next(iter(problem.batches(0, key, self.engine.batch_size, self.engine.shuffle)))
         steps = self.engine.passes(problem) * max(1, -(-problem.size // max(self.engine.batch_size, 1)))

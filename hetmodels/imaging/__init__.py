@@ -1,1 +1,1 @@
-
+"""Image formation: Fourier pixels, slices, rotations, contrast transfer, noise, the likelihood."""

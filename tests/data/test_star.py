@@ -155,7 +155,7 @@ def test_edited_blocks_copy_the_other_fields_as_text(tmp_path):
     new = block.edited(np.array([2, 0]), {"_rlnOpticsGroup": ["2", "3"], "_hetName": ["a b", ""]})
     star.with_block(new).write(tmp_path / "new.star")
     text = (tmp_path / "new.star").read_text()
-    assert "000003@a/b.mrcs 007 2 \"a b\"\n000001@a/b.mrcs 10000.500000 3 \"\"\n" in text
+    assert '000003@a/b.mrcs 007 2 "a b"\n000001@a/b.mrcs 10000.500000 3 ""\n' in text
     assert OPTICS in text and "# last words" in text
     back = starfile.read(tmp_path / "new.star", always_dict=True)["particles"]
     assert back["rlnOpticsGroup"].tolist() == [2, 3]

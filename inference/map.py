@@ -1,0 +1,170 @@
+"""The mode of the log posterior over shared values, by gradients: for any model whose local latents are integrated."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from hetmodels.errors import UsageError
+from hetmodels.problem import PlainProblem, Sites
+from hetmodels.tree import pytree
+from inference.sites import Rows, compiled, latent_free, refuse, settings, split_arrays, values
+
+
+@pytree
+class MAPState:
+    """Where the ascent stands.
+
+    Attributes:
+        x: unconstrained sites.
+        optimiser: the optimiser's own state.
+        objective: log density per particle, summed over the batches of the pass.
+        batches: batches in that sum.
+        promise: rise of the log density that the last step promised to first order, nats.
+    """
+
+    x: Sites
+    optimiser: Any
+    objective: Array
+    batches: Array
+    promise: Array
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MAP:
+    """Gradient ascent on log p(data, x) over sample and param sites, with NumPyro's densities and optax's steps.
+
+    The spectrum of a map's prior (sites `…_tau2`) is kept at its start: jointly with the map that it scales it has no
+    mode. Estimate it with em, moments or svi and pass it on as `given`.
+
+    Attributes:
+        steps: steps at most, rounded up to whole passes over the data.
+        batch_size: particles per step; all of them if none.
+        learning_rate: of Adam with a cosine decay; if none, 0.1 with batches, and L-BFGS on all data.
+        optimiser: an optax transformation in place of these.
+        tolerance: stop when a step on all data promises to raise the log density by less than this many nats.
+    """
+
+    steps: int = 300
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    optimiser: optax.GradientTransformation | None = None
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(f"MAP: steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}.")
+        if self.optimiser is not None and self.learning_rate is not None:
+            raise ValueError("MAP: the optimiser brings its own learning rate; give one of the two.")
+
+    __repr__ = settings
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step sees all data."""
+        return self.batch_size is None
+
+    @property
+    def shuffle(self) -> bool:
+        """Batches are drawn anew in each pass."""
+        return not self.whole
+
+    @classmethod
+    def lacks(cls, model: Any) -> str | None:
+        """MAP needs the latents of the particles integrated in closed form, or none."""
+        if not hasattr(model, "conformation") or latent_free(model) is not False:
+            return None
+        name = getattr(model, "__name__", type(model).__name__)
+        return (
+            f"map needs a family whose latents integrate in closed form (protocol Gridded or Gaussian) or that has none; "
+            f"those of {name} do not."
+        )
+
+    def passes(self, problem: PlainProblem) -> int:
+        """As many as the steps need."""
+        return math.ceil(self.steps / _per_pass(problem, self.batch_size))
+
+    def init(self, key: Array, problem: PlainProblem) -> MAPState:
+        """Start at `problem.initial`.
+
+        Raises:
+            UsageError: if sites are discrete, or latents of the particles are left to integrate.
+        """
+        refuse(problem, "map", locals_too=True)
+        x = {name: value for name, value in problem.initial(key).items() if name not in _kept(problem)}
+        if not x:
+            raise UsageError("map: there is nothing to estimate, every site is given.")
+        x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), x)
+        zero = jnp.zeros(())
+        return MAPState(x, self._transformation(problem).init(x), zero, jnp.zeros((), jnp.int32), zero + jnp.inf)
+
+    def step(self, key: Array, problem: PlainProblem, state: MAPState, batch: Any) -> tuple[MAPState, dict[str, Any]]:
+        """One step of the optimiser on a batch."""
+        arrays, join = split_arrays(batch)
+        update = compiled(problem, f"{self!r} step", lambda: jax.jit(self._update(problem, join)))
+        state = update(state, arrays)
+        return state, {}
+
+    def sweep(self, key: Array, problem: PlainProblem, state: MAPState) -> tuple[MAPState, dict[str, Any]]:
+        """Report the mean objective of the pass, and begin the next."""
+        mean = float(state.objective) / int(state.batches)
+        info = {"objective": mean, "promise": float(state.promise)}
+        return dataclasses.replace(state, objective=jnp.zeros(()), batches=jnp.zeros((), jnp.int32)), info
+
+    def finished(self, state: MAPState) -> bool:
+        """Whether nothing is left to gain."""
+        return self.whole and float(state.promise) < self.tolerance
+
+    def draw(self, key: Array, problem: PlainProblem, state: MAPState) -> Sites:
+        """The mode."""
+        return values(problem, _complete(problem, state.x), problem.data)
+
+    def _transformation(self, problem: PlainProblem) -> optax.GradientTransformationExtraArgs:
+        if self.optimiser is not None:
+            return optax.with_extra_args_support(self.optimiser)
+        if self.whole and self.learning_rate is None:
+            return optax.lbfgs()
+        total = self.passes(problem) * _per_pass(problem, self.batch_size)
+        rate = 0.1 if self.learning_rate is None else self.learning_rate
+        return optax.with_extra_args_support(optax.adam(optax.cosine_decay_schedule(rate, total, 1e-3)))
+
+    def _update(self, problem: PlainProblem, join: Any) -> Any:
+        transformation = self._transformation(problem)
+
+        def update(state: MAPState, arrays: list[Array]) -> MAPState:
+            batch = join(arrays)
+
+            def loss(x: Sites) -> Array:
+                with Rows(batch):
+                    return -problem.log_density(_complete(problem, x), batch, jacobian=False) / problem.size
+
+            value, gradient = jax.value_and_grad(loss)(state.x)
+            steps, optimiser = transformation.update(
+                gradient, state.optimiser, state.x, value=value, grad=gradient, value_fn=loss
+            )
+            promise = -sum(jnp.vdot(g, s) for g, s in zip(*map(jax.tree.leaves, (gradient, steps)), strict=True))
+            x = optax.apply_updates(state.x, steps)
+            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size)
+
+        return update
+
+
+def _per_pass(problem: PlainProblem, batch_size: int | None) -> int:
+    return 1 if batch_size is None else math.ceil(problem.size / batch_size)
+
+
+def _kept(problem: PlainProblem) -> dict[str, Array]:
+    """Prior spectra, which stay at their start: name -> site."""
+    return {n: s for n, s in problem.sites.items() if s["type"] == "param" and n.endswith("_tau2")}
+
+
+def _complete(problem: PlainProblem, x: Sites) -> Sites:
+    """All unconstrained sites: the estimated ones and the spectra at their start."""
+    known = problem.start_sites()
+    kept = {name: known.get(name, site["value"]) for name, site in _kept(problem).items()}
+    return problem.unconstrained(kept) | x

@@ -1,0 +1,168 @@
+"""What the general engines share about the sites of a model: which are local, what starts them, what is refused."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.infer.util import constrain_fn
+from numpyro.primitives import Messenger
+
+from hetmodels.data.batch import Batch
+from hetmodels.errors import UsageError
+from hetmodels.families.protocol import Frame, Gaussian, Gridded, Linear, framed
+from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+
+PLATE = "particles"
+
+
+def settings(engine: Any) -> str:
+    """An engine as it was written; functions inside without their address, so that a resumed run prints the same."""
+    inside = ", ".join(f"{name}={getattr(engine, name)!r}" for name in engine.__dataclass_fields__)
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(engine).__name__}({inside})")
+
+
+def compiled(problem: PlainProblem, name: str, build: Callable[[], Any]) -> Any:
+    """What was built for this problem under this name: it lives and dies with the problem."""
+    store = problem.__dict__.setdefault("_compiled", {})
+    if name not in store:
+        _ = problem.sites  # looked up outside any trace
+        store[name] = build()
+    return store[name]
+
+
+def local_sites(problem: PlainProblem) -> list[str]:
+    """Names of the unknown sites inside the plate over particles."""
+    if not isinstance(problem, ParticleProblem):
+        return []
+    return [name for name, site in problem.sites.items() if any(f.name == PLATE for f in site["cond_indep_stack"])]
+
+
+def refuse(problem: PlainProblem, engine: str, locals_too: bool = False) -> None:
+    """Refuse what an engine for continuous sites of one copy of the maps cannot do.
+
+    Raises:
+        UsageError: naming the sites and the cure.
+    """
+    if getattr(problem, "halves", False):
+        raise UsageError(
+            f"{engine} fits one copy of the maps and cannot keep half sets apart; use em, or fit "
+            "particles.subset(particles.half == h) by two runs."
+        )
+    discrete = [n for n, s in problem.sites.items() if s["type"] == "sample" and s["fn"].support.is_discrete]
+    if discrete:
+        raise UsageError(
+            f"{engine} needs continuous sites, but {', '.join(discrete)} takes integer values. Sum over them inside the "
+            "model (numpyro.factor with logsumexp), or give the family `grids` (protocol Gridded): then they are."
+        )
+    local = local_sites(problem)
+    if locals_too and local:
+        raise UsageError(
+            f"{engine} does not integrate over the latents of each particle ({', '.join(local)}), and their joint mode "
+            "with the shared values is biased; use svi or mcmc."
+        )
+
+
+def latent_free(model: Any) -> bool | None:
+    """Whether a family (class or instance) leaves no latent of a particle to integrate numerically at known poses.
+
+    None where it cannot be told without its settings.
+    """
+    if all(hasattr(model, name) for name in ("components", "spectra", "design", "updated")) and (
+        hasattr(model, "grids") or hasattr(model, "latent_covariance")
+    ):
+        return True
+    try:
+        family = model() if isinstance(model, type) else model
+    except TypeError:
+        return None
+    family = framed(family, Frame(8, 1.0, (1.0,) * 4))
+    found = []
+
+    def look() -> Array:
+        with handlers.block(), handlers.seed(rng_seed=0):
+            found.append(family.conformation(family.shared()))
+        return jnp.zeros(())
+
+    jax.eval_shape(look)
+    return found[0] is None
+
+
+class Rows(Messenger):
+    """Makes a padded batch count as all particles: sites in the plate are rescaled by rows over real rows, and masked.
+
+    Model and guide both run inside; a mask that is there already does no harm.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self.weight = batch.weight if isinstance(batch, Batch) else None
+        super().__init__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Called by NumPyro for every site."""
+        if self.weight is None or msg["type"] != "sample":
+            return
+        if any(frame.name == PLATE for frame in msg["cond_indep_stack"]):
+            factor = len(self.weight) / jnp.sum(self.weight)
+            msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor
+            msg["fn"] = msg["fn"].mask(self.weight > 0)
+
+
+def split_arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+    """The arrays in some data, which a compiled function takes as arguments, and how to put them back.
+
+    Numbers and texts stay what they are, so that a model can use them as sizes.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    dynamic = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
+
+    def join(arrays: list[Array]) -> Any:
+        rest = iter(arrays)
+        return jax.tree.unflatten(structure, [next(rest) if d else leaf for d, leaf in zip(dynamic, leaves, strict=True)])
+
+    return [leaf for d, leaf in zip(dynamic, leaves, strict=True) if d], join
+
+
+def start(problem: PlainProblem, key: Array) -> Sites:
+    """Unconstrained start on all data: `problem.initial`, with the sites in the plate small and one per particle."""
+    x, local = problem.initial(key), local_sites(problem)
+    for number, name in enumerate(local):
+        shape = (problem.size, *x[name].shape[1:])
+        x[name] = 0.1 * jax.random.normal(jax.random.fold_in(key, number), shape, x[name].dtype)
+    return x
+
+
+def values(problem: PlainProblem, x: Sites, data: Any) -> Sites:
+    """What is kept of a point or draw.
+
+    Of a family its shared values and the latents of the particles, of a model function all sites and deterministics.
+
+    Args:
+        problem: what the engine sees.
+        x: unconstrained sites.
+        data: the arguments of a plain function.
+    """
+    if not isinstance(problem, ParticleProblem):
+        params = problem.constrained({name: x[name] for name in problem.parameters()})
+        model = handlers.seed(handlers.substitute(problem.model, data=params), jax.random.key(0))
+        sampled = {name: value for name, value in x.items() if name not in params}
+        return params | constrain_fn(model, (data,), {}, sampled, return_deterministic=True)
+    local = set(local_sites(problem))
+    if problem.family is not None:
+        latents = {name: value for name, value in x.items() if name in local}
+        return problem.constrained(latents) | problem.shared({n: v for n, v in x.items() if n not in local})
+    found = problem.constrained(x)
+    fixed = {name: value for name, value in found.items() if name not in local}
+    with handlers.block():
+        model = handlers.seed(handlers.substitute(problem.model, data=fixed), jax.random.key(0))
+        trace = handlers.trace(model).get_trace(problem.example())
+    named = {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "deterministic" and not any(f.name == PLATE for f in site["cond_indep_stack"])
+    }
+    return found | named | problem.shared(x)
