@@ -21,7 +21,7 @@ from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.observation import Contrast, Observation, marginal_ratio, split_junk
 from hetmodels.tree import pytree, static
 
-_CONTRAST_NODES = 24
+CONTRAST_NODES = 24
 
 Assignment = Callable[[Array], Array]
 
@@ -247,13 +247,19 @@ def _gaussian_moments(prior: Array, h: Array, gram: Array, contrast: Contrast | 
     )
 
 
-def _contrast_grid(linear: Array, quadratic: Array, contrast: Contrast) -> tuple[Array, Array]:
-    """Nodes over the contrast and log weights of prior times spacing, (rows, nodes): wide about its rough posterior."""
+def contrast_range(linear: Array, quadratic: Array, contrast: Contrast) -> tuple[Array, Array]:
+    """Centre and half width of what to integrate the contrast over, wide about its rough posterior, any shape."""
     prior = 1 / contrast.sd**2
     precision = prior + 2 * quadratic
-    centre, width = (prior + linear) / precision, 1 / jnp.sqrt(precision)
-    reach = jnp.minimum(8 * width, 0.5 * width + 6 * contrast.sd)
-    unit = jnp.linspace(-1.0, 1.0, _CONTRAST_NODES)
+    width = 1 / jnp.sqrt(precision)
+    return (prior + linear) / precision, jnp.minimum(8 * width, 0.5 * width + 6 * contrast.sd)
+
+
+def _contrast_grid(linear: Array, quadratic: Array, contrast: Contrast) -> tuple[Array, Array]:
+    """Nodes over the contrast and log weights of prior times spacing, (rows, nodes)."""
+    prior = 1 / contrast.sd**2
+    centre, reach = contrast_range(linear, quadratic, contrast)
+    unit = jnp.linspace(-1.0, 1.0, CONTRAST_NODES)
     a = centre[:, None] + reach[:, None] * unit
     step = reach * (unit[1] - unit[0])
     log_prior = -0.5 * prior * (a - 1) ** 2 + 0.5 * jnp.log(prior / (2 * jnp.pi))

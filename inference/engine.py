@@ -171,6 +171,7 @@ class _Loop:
             self.done_batches = number + 1
             self.log.show(self.pass_ * per_pass + number + 1, total * per_pass, info)
             if self.store and time.monotonic() - self.saved > self.every and not self.engine.whole:
+                state = self._settled(state)
                 self._save(state)
         sweep = getattr(self.engine, "sweep", None)
         if sweep:
@@ -197,6 +198,10 @@ class _Loop:
             )
         self.trace.append(row)
         self.log.record(row)
+
+    def _settled(self, state: Any) -> Any:
+        settled = getattr(self.engine, "settled", None)
+        return settled(self.problem, state) if settled else state
 
     def _save(self, state: Any) -> None:
         place = {"pass": self.pass_, "batches": self.done_batches, "trace": self.trace, "engine": repr(self.engine)}

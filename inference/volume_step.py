@@ -17,8 +17,10 @@ from hetmodels.imaging.slices import Lattice
 
 
 @partial(jax.jit, static_argnames=("lattice", "steps"))
-def volume_step(lattice: Lattice, maps: Array, residual: Array, weights: Array, spectra: Array, steps: int) -> Array:
-    """New maps.
+def volume_step(
+    lattice: Lattice, maps: Array, residual: Array, weights: Array, spectra: Array, steps: int
+) -> tuple[Array, Array]:
+    """New maps, and by how much at least the log posterior rises [nats].
 
     Args:
         lattice: the padded grid.
@@ -53,7 +55,8 @@ def volume_step(lattice: Lattice, maps: Array, residual: Array, weights: Array, 
         return ball.map(ball.transform(x) * inverse)
 
     gradient = _in_band(ball, lattice.adjoint(residual)) - prior_force(maps)
-    return maps + _conjugate_gradients(curvature, precondition, gradient, steps)
+    move = _conjugate_gradients(curvature, precondition, gradient, steps)
+    return maps + move, 0.5 * jnp.sum(gradient * move)
 
 
 def _in_band(ball: Ball, x: Array) -> Array:

@@ -104,8 +104,12 @@ def _write_validation(
 
 
 def _solvent_zero(values: np.ndarray) -> np.ndarray:
-    """The map with its mean outside the inscribed sphere moved to zero; the images do not contain that constant."""
+    """The map with zero mean in the solvent, cut to the sphere inscribed in the box.
+
+    The images do not contain the map's mean, and nothing turns into view outside the sphere but noise.
+    """
     size = values.shape[-1]
     line = np.arange(size) - size // 2
-    outside = line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 > (0.47 * size) ** 2
-    return (values - values[outside].mean()).astype(np.float32)
+    radius = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2)
+    outside = (radius > 0.42 * size) & (radius < 0.5 * size)
+    return ((values - values[outside].mean()) * masks.cosine_edge(radius - (0.5 * size - 3), 3.0)).astype(np.float32)

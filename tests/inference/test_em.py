@@ -15,7 +15,7 @@ from hetmodels.observation import Contrast, Outliers
 from inference.em import EM
 from inference.engine import run
 
-FIXED = {"learn_spectrum": False, "learn_noise": False, "tolerance": -1.0}
+FIXED = {"learn_spectrum": False, "learn_noise": False, "tolerance": -1.0, "mixture_tolerance": -1.0}
 
 
 class Double:

@@ -1,0 +1,197 @@
+"""Scores of many poses at once: images against slices by real matrix products, the latents integrated at each pose.
+
+A linear family's score at a pose needs two statistics (see `hetmodels.local`): the cross term of each component, for
+all images and shifts against all rotations one product, and the Gram matrix of the components, a second product of
+C^2/sigma^2 with products of slices, which no shift changes.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hetmodels.data.batch import Batch
+from hetmodels.families.protocol import Gaussian, Gridded, Shared
+from hetmodels.imaging.poses import RotationGrid
+from hetmodels.local import CONTRAST_NODES, Pairs, component_lattice, contrast_range, mixing_pairs
+from hetmodels.observation import Contrast, Observation, marginal_ratio
+from hetmodels.tree import pytree, static
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_einsum = partial(jnp.einsum, precision=_HIGHEST)
+
+
+@pytree
+class Templates:
+    """Maps as a search sees them.
+
+    Attributes:
+        family: a linear family.
+        shared: its shared values.
+        noise: variance relative to the reference spectrum, (groups, shells).
+        tables: Fourier tables of the maps, copies of the maps one below the other, (copies * rows, 2 components).
+        observation: how densities become images.
+        pairs: pairs of components that mix.
+    """
+
+    family: Any
+    shared: Any
+    noise: Array
+    tables: Array
+    observation: Observation = static()
+    pairs: Pairs = static()
+
+    @staticmethod
+    def of(family: Any, shared: Shared, observation: Observation, noise: Array) -> "Templates":
+        """One copy of the family's own components."""
+        table = component_lattice(family).table(family.components(shared))
+        return Templates(family, shared, noise, table, observation, mixing_pairs(family, shared))
+
+    def points(self, limit: int) -> Array:
+        """Frequencies of the pixels in a band [1/Å], (pixels, 2); they are the first of the disc."""
+        return self.observation.disc.narrowed(limit).grid(self.observation.spacing).points
+
+
+@partial(jax.jit, static_argnames="limit")
+def image_side(templates: Templates, batch: Batch, shift: Array, limit: int) -> tuple[Array, Array]:
+    """The images' part of the products.
+
+    Args:
+        templates: for noise and layout.
+        batch: the images.
+        shift: content shifts [Å], (rows, shifts, 2).
+        limit: band.
+
+    Returns:
+        2 y C/sigma^2 moved back by each shift, real then imaginary parts, (rows, shifts, 2 pixels), and C^2/sigma^2,
+        (rows, pixels).
+    """
+    points = templates.points(limit).astype(batch.ctf.dtype)
+    m = len(points)
+    disc = templates.observation.disc
+    weight = batch.ctf[:, :m] / templates.noise[batch.group][:, disc.shell[:m]]
+    y = 2 * batch.images[:, None, :m] * weight[:, None]
+    angle = (2 * np.pi) * _einsum("btc,mc->btm", shift.astype(batch.ctf.dtype), points)
+    c, s = jnp.cos(angle), jnp.sin(angle)
+    left = jnp.concatenate([y.real * c - y.imag * s, y.real * s + y.imag * c], -1)
+    return left, weight * batch.ctf[:, :m]
+
+
+@partial(jax.jit, static_argnames="limit")
+def slices_at(templates: Templates, rotation: Array, stretch: Array, copy: Array, limit: int) -> Array:
+    """Slices of the components, complex (slices, pixels, components), one rotation, stretch and copy for each."""
+    lattice = component_lattice(templates.family)
+    cells = lattice.cells(rotation, templates.points(limit).astype(rotation.dtype), stretch)
+    base = cells.base + (copy * lattice.rows)[:, None]
+    return lattice.gather(templates.tables, type(cells)(base, cells.fraction, cells.sign, cells.inside))
+
+
+@partial(jax.jit, static_argnames="limit")
+def bank_slices(
+    templates: Templates, grid: RotationGrid, code: Array, turn: Array, stretch: Array, copy: Array, limit: int
+) -> Array:
+    """Slices at cells of a grid common to all images: codes (cells,), turned by one rotation (1, 3, 3)."""
+    count = len(code)
+    stretch = jnp.broadcast_to(stretch, (count, 2, 2))
+    return slices_at(templates, grid.rotation(code[None], turn)[0], stretch, jnp.broadcast_to(copy, (count,)), limit)
+
+
+@jax.jit
+def bank_scores(templates: Templates, left: Array, weight: Array, slices: Array) -> Array:
+    """Log p(y | pose) - log p(y | noise only) of images against a common bank, (rows, shifts, rotations).
+
+    Args:
+        templates: family and layout.
+        left: from `image_side`.
+        weight: from `image_side`.
+        slices: complex (rotations, pixels, components).
+    """
+    x = jnp.moveaxis(slices, -1, 1)
+    right = jnp.concatenate([x.real, x.imag], -1)
+    rows, shifts, width = left.shape
+    cross = jnp.dot(left.reshape(-1, width), right.reshape(-1, width).T, precision=_HIGHEST)
+    i, j = np.array(templates.pairs).T
+    both = (x.real[:, i] * x.real[:, j] + x.imag[:, i] * x.imag[:, j]).reshape(-1, slices.shape[1])
+    gram = jnp.dot(weight, both.T, precision=_HIGHEST)
+    cross = cross.reshape(rows, shifts, *x.shape[:2])
+    return latent_ratio(templates, cross, gram.reshape(rows, len(slices), -1))
+
+
+@partial(jax.jit, static_argnames="rotations")
+def own_scores(templates: Templates, left: Array, weight: Array, slices: Array, rotations: int) -> Array:
+    """The same, each image against rotations of its own: slices (rows * rotations, pixels, components)."""
+    x = jnp.moveaxis(slices, -1, 1).reshape(len(left), rotations, slices.shape[2], -1)
+    right = jnp.concatenate([x.real, x.imag], -1)
+    cross = _einsum("btm,brlm->btrl", left, right)
+    i, j = np.array(templates.pairs).T
+    both = x.real[:, :, i] * x.real[:, :, j] + x.imag[:, :, i] * x.imag[:, :, j]
+    gram = _einsum("bm,brpm->brp", weight, both)
+    return latent_ratio(templates, cross, gram)
+
+
+def latent_ratio(templates: Templates, cross: Array, gram: Array) -> Array:
+    """Integrate latents and contrast at every pose, as `hetmodels.local.design_moments` does at one.
+
+    Args:
+        templates: family, shared values and pairs.
+        cross: h = 2 Re <y, x_l>, (rows, shifts, rotations, components).
+        gram: Re <x_l, x_m> of the pairs, (rows, rotations, pairs).
+
+    Returns:
+        Log p(y | pose) - log p(y | noise only), (rows, shifts, rotations).
+    """
+    family, shared, pairs = templates.family, templates.shared, templates.pairs
+    contrast = templates.observation.contrast
+    if isinstance(family, Gaussian):
+        return _gaussian_ratio(family.latent_covariance(shared), cross, _full(gram, pairs, cross.shape[-1]), contrast)
+    if isinstance(family, Gridded):
+        nodes, log_weights = family.grids(shared)
+        design = jax.vmap(family.design)(nodes)
+    else:
+        design, log_weights = family.design(None)[None], jnp.zeros(1)
+    design = design.astype(cross.dtype)
+    i, j = np.array(pairs).T
+    both = design[:, i] * design[:, j] * np.where(i == j, 1.0, 2.0).astype(cross.dtype)
+    linear = _einsum("...l,nl->...n", cross, design)
+    quadratic = _einsum("brp,np->brn", gram, both)[:, None]
+    ratio, _, _ = marginal_ratio(linear, quadratic, contrast)
+    if len(design) == 1:
+        return ratio[..., 0] + log_weights[0].astype(cross.dtype)
+    return jax.nn.logsumexp(ratio + log_weights.astype(cross.dtype), axis=-1)
+
+
+def _full(packed: Array, pairs: Pairs, count: int) -> Array:
+    i, j = np.array(pairs).T
+    full = jnp.zeros((*packed.shape[:-1], count, count), packed.dtype).at[..., i, j].set(packed)
+    return full.at[..., j, i].set(packed)
+
+
+def _gaussian_ratio(prior: Array, cross: Array, gram: Array, contrast: Contrast | None) -> Array:
+    """Weights b = (1, z), z ~ N(0, prior): one eigensystem per rotation serves all shifts and values of the contrast."""
+    root = jnp.linalg.cholesky(prior.astype(cross.dtype))
+    values, vectors = jnp.linalg.eigh(_einsum("ba,...bc,cd->...ad", root, gram[..., 1:, 1:], root))
+    turn = _einsum("ab,...bc->...ac", root, vectors)
+    slope = _einsum("btra,brac->btrc", cross[..., 1:], turn)
+    mean = _einsum("bra,brac->brc", gram[..., 0, 1:], turn)[:, None]
+    values, alone = jnp.maximum(values, 0)[:, None], gram[..., 0, 0][:, None]
+
+    def given(a: Array) -> Array:
+        wide = 2 * a[..., None] ** 2 * values + 1
+        moved = a[..., None] * slope - 2 * a[..., None] ** 2 * mean
+        return a * cross[..., 0] - a**2 * alone + 0.5 * (moved**2 / wide - jnp.log(wide)).sum(-1)
+
+    if contrast is None:
+        return given(jnp.ones((1, 1, 1), cross.dtype))
+    centre, reach = contrast_range(cross[..., 0], alone, contrast)
+    unit = jnp.linspace(-1.0, 1.0, CONTRAST_NODES, dtype=cross.dtype)
+    log_step = jnp.log(reach * (unit[1] - unit[0])) - 0.5 * np.log(2 * np.pi * contrast.sd**2)
+
+    def add(total: Array, u: Array) -> tuple[Array, None]:
+        a = centre + reach * u
+        return jnp.logaddexp(total, given(a) - 0.5 * ((a - 1) / contrast.sd) ** 2 + log_step), None
+
+    start = jnp.full(cross.shape[:-1], -jnp.inf, cross.dtype)
+    return jax.lax.scan(add, start, unit)[0]

@@ -1,0 +1,130 @@
+"""The E-step of linear families on one batch: slices, posterior of the latents, and what it adds to the sums."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hetmodels.data.batch import Batch
+from hetmodels.imaging.slices import Cells, Lattice
+from hetmodels.local import Design, Pairs, centred_images, design_moments, posterior_of, shell_statistics
+from hetmodels.observation import Observation, split_junk
+from hetmodels.tree import pytree
+
+
+@pytree
+class Sums:
+    """What a pass adds up over particles, float64 on the host.
+
+    Attributes:
+        log_ratio: sum of log p(y | shared) - log p(y | noise of the reference spectrum).
+        occupancy: expected particles per node, (nodes,).
+        residual: expected residual power, (groups, shells).
+        count: pixels that went into it, (groups, shells).
+        junk: expected number of junk images.
+        particles: number of images.
+    """
+
+    log_ratio: np.ndarray
+    occupancy: np.ndarray
+    residual: np.ndarray
+    count: np.ndarray
+    junk: np.ndarray
+    particles: np.ndarray
+
+
+def no_sums(groups: int, shells: int, nodes: int) -> Sums:
+    zero = np.zeros
+    return Sums(zero(()), zero(nodes), zero((groups, shells)), zero((groups, shells)), zero(()), zero(()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What of the E-step is compiled in."""
+
+    observation: Observation
+    lattice: Lattice
+    halves: bool
+    assignment: str
+    pairs: Pairs
+
+
+@partial(jax.jit, static_argnums=0)
+def look(mode: Mode, tables: Array, batch: Batch) -> tuple[Cells, Array, Array]:
+    """Where the pixels fall, the centred images, and the component slices.
+
+    Compiled apart from `expect`: in one program XLA repeats the gathers in every use of the slices.
+    """
+    obs, lattice = mode.observation, mode.lattice
+    cells = lattice.cells(batch.rotation, obs.disc.grid(obs.spacing).points, batch.stretch)
+    if mode.halves:
+        cells = dataclasses.replace(cells, base=cells.base + (batch.half * lattice.rows)[:, None])
+    return cells, centred_images(batch, obs), lattice.gather(tables, cells)
+
+
+@partial(jax.jit, static_argnums=0)
+def expect(mode: Mode, family: Any, known: tuple, batch: Batch, view: tuple, target: float, key: Array) -> tuple[Array, Sums]:
+    """E-step of a batch: what its pixels add, and the other sums."""
+    obs, (shared, noise, junk), (sign, images, slices) = mode.observation, known, view
+    variance = obs.pixel_variance(noise, batch.group)
+    found = shell_statistics(images, slices, batch.ctf, obs.disc, mode.pairs)
+    assign = {
+        "posterior": posterior_of,
+        "soft": lambda joint: _softened(joint, batch.weight, target),
+        "random": lambda joint: _random(joint, key),
+    }[mode.assignment]
+    design = design_moments(family, shared, *found.weighted(noise[batch.group]), obs.contrast, assign)
+    ratio, clean = split_junk(design.log_ratio, obs, batch, variance, junk)
+    weight = batch.weight * clean
+    first, second = design.first * weight[:, None], design.second * weight[:, None, None]
+    i, j = np.array(mode.pairs).T
+    if len(mode.pairs) == first.shape[1]:
+        model = slices * second[:, None, i, i]
+    else:
+        model = jnp.einsum("bml,bln->bmn", slices, second)
+    scale = (2 * batch.ctf / variance)[..., None]
+    residual = scale * (images[..., None] * first[:, None, :] - batch.ctf[..., None] * model)
+    curvature = scale * batch.ctf[..., None] * second[:, None, i, j]
+    values = jnp.concatenate([residual.real, residual.imag * sign[..., None], curvature], axis=-1)
+    weighted = dataclasses.replace(found, power=found.power * weight[:, None])
+    power = weighted.expected_power(first, second)
+    zero = obs.zero_ratio(batch.images, variance)
+    return values, _sums(obs, batch, design, ratio + zero, weight, power)
+
+
+def _random(joint: Array, key: Array) -> Array:
+    """Every image to one node, evenly and at random."""
+    return jax.nn.one_hot(jax.random.randint(key, (len(joint),), 0, joint.shape[1]), joint.shape[1])
+
+
+def _softened(joint: Array, weight: Array, target: Array) -> Array:
+    """Node probabilities raised to 1/T, with T such that their mean effective number reaches the target."""
+
+    def number(log_t: Array) -> Array:
+        p = jax.nn.softmax(joint * jnp.exp(-log_t), axis=1)
+        return jnp.sum(weight / jnp.sum(p**2, axis=1)) / jnp.maximum(jnp.sum(weight), 1)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = (bounds[0] + bounds[1]) / 2
+        low = number(middle) < target
+        return jnp.where(low, middle, bounds[0]), jnp.where(low, bounds[1], middle)
+
+    _, high = jax.lax.fori_loop(0, 20, halve, (jnp.zeros(()), jnp.asarray(8.0)))
+    return jax.nn.softmax(joint * jnp.exp(-high), axis=1)
+
+
+def _sums(obs: Observation, batch: Batch, design: Design, ratio: Array, weight: Array, power: Array) -> Sums:
+    one_hot = jax.nn.one_hot(batch.group, obs.groups)
+    counts = jnp.asarray(obs.disc.shell_counts, power.dtype)
+    return Sums(
+        jnp.sum(ratio * batch.weight),
+        weight @ design.responsibilities,
+        one_hot.T @ power,
+        jnp.outer(one_hot.T @ weight, counts),
+        jnp.sum(batch.weight - weight),
+        jnp.sum(batch.weight),
+    )
