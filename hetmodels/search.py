@@ -102,23 +102,43 @@ class _Job:
 
 @pytree
 class _Cells:
-    """Cells to be scored: the product of rotations and shifts of each row; those not valid do not count."""
+    """Cells of each row to be scored or split, heaviest parents first.
+
+    Attributes:
+        code: of the rotations, (rows, cells).
+        shift: (rows, shifts, 2).
+        rotations: how many rotations count, the first ones, (rows,).
+        shifts: how many shifts count, (rows,).
+        mass: estimated mass of all cells of the row, 1 less what was set aside, (rows,).
+        tail: share of that mass that the level before saw in the lighter half of the parents, (rows,).
+        aside: odds of the mass that the level before set aside, (rows,).
+    """
 
     code: Array
     shift: Array
     rotations: Array
     shifts: Array
     mass: Array
+    tail: Array
+    aside: Array
+
+    @staticmethod
+    def whole(code: Array, shift: Array) -> "_Cells":
+        """A first grid."""
+        full = np.ones(len(code), np.int32)
+        zero = np.zeros(len(code))
+        return _Cells(code, shift, full * code.shape[1], full * shift.shape[1], zero + 1, zero, zero)
 
     def take(self, index: np.ndarray, rotations: int, shifts: int) -> "_Cells":
         """Some rows, and of each the first rotations and shifts."""
-        return _Cells(self.code[index, :rotations], self.shift[index, :shifts], self.rotations[index],
-                      self.shifts[index], self.mass[index])  # fmt: skip
+        part = jax.tree.map(lambda leaf: leaf[index], self)
+        return dataclasses.replace(part, code=part.code[:, :rotations], shift=part.shift[:, :shifts])
 
     def children(self, grid: RotationGrid, step: float) -> "_Cells":
         """All cells split; `rotations` and `shifts` count the valid ones, which stand first."""
         shift = shift_children(jnp.asarray(self.shift), step)
-        return _Cells(grid.children(jnp.asarray(self.code)), shift, 8 * self.rotations, 4 * self.shifts, self.mass)
+        code = grid.children(jnp.asarray(self.code))
+        return dataclasses.replace(self, code=code, shift=shift, rotations=8 * self.rotations, shifts=4 * self.shifts)
 
 
 def find_poses(
@@ -158,9 +178,7 @@ def _first_level(search: Search, templates: Templates, job: _Job, grid: Sphere |
         for index, padded in _groups(np.arange(rows), _rows_at_once(templates, rows, grid.cells, search.band(0))):
             part = job.rows(padded)
             code = jnp.broadcast_to(jnp.arange(grid.cells), (len(padded), grid.cells))
-            full = np.ones(len(padded), np.int32)
-            cells = _Cells(code, part.shift[:, None] + jnp.asarray(offsets, part.shift.dtype), full * grid.cells,
-                           full * len(offsets), np.ones(len(padded)))  # fmt: skip
+            cells = _Cells.whole(code, part.shift[:, None] + jnp.asarray(offsets, part.shift.dtype))
             parts.append(_level(search, templates, part, grid, cells, search.shift_step, 0))
             order.append(index)
         return _joined(parts, order)
@@ -185,8 +203,7 @@ def _bank_level(search: Search, templates: Templates, job: _Job, grid: Sphere, o
     log_shift = job.prior.log_shift(shift, search.shift_step)
     joint = jnp.concatenate(scores, -1) + log_shift[..., None] + grid.log_volume
     code = jnp.broadcast_to(jnp.arange(grid.cells), (rows, grid.cells))
-    cells = _Cells(code, shift, np.full(rows, grid.cells), np.full(rows, len(offsets)), np.ones(rows))
-    return _settle(search, job, grid, cells, joint, 0)
+    return _settle(search, job, grid, _Cells.whole(code, shift), joint, 0)
 
 
 def _split_level(
@@ -235,17 +252,27 @@ def _first(like: Array, count: Array) -> Array:
 
 def _settle(search: Search, job: _Job, grid: RotationGrid, cells: _Cells, joint: Array, level: int) -> Any:
     """What goes on to the next level, or the candidates after the last one; numpy."""
-    how = (search.mass, search.bound, search.kept)
-    found = _finish(joint, search.mass, search.top) if level == search.levels else _choose(joint, *how)
-    found = [np.asarray(f) for f in found]
-    code, shift, mass = np.asarray(cells.code), np.asarray(cells.shift), np.asarray(cells.mass)
+    tail = np.asarray(_tail(joint, jnp.asarray(cells.rotations)))
+    mass = np.asarray(cells.mass) / (1 + np.asarray(cells.aside) * _growth(cells, tail))
+    code, shift = np.asarray(cells.code), np.asarray(cells.shift)
     if level < search.levels:
-        r, t, rotations, shifts, share = found
-        return _Cells(_pick(code, r), _pick(shift, t), rotations, shifts, mass * share)
-    r, t, weight, total = found
+        found = _choose(joint, search.mass, search.bound, search.kept)
+        r, t, rotations, shifts, tail, aside = (np.asarray(f) for f in found)
+        return _Cells(_pick(code, r), _pick(shift, t), rotations, shifts, mass, tail, aside)
+    r, t, weight, total = (np.asarray(f) for f in _finish(joint, search.mass, search.top))
     rotation = np.asarray(grid.rotation(jnp.asarray(_pick(code, r)), job.rotation))
     weight = weight * mass[:, None]
     return Candidates(rotation, _pick(shift, t), weight, total, 1 - weight.sum(1))
+
+
+def _growth(cells: _Cells, tail: np.ndarray) -> np.ndarray:
+    """By how much light cells gain when they are seen better: noise has flattered those that led.
+
+    What was set aside is taken to have gained as the lighter half of the kept parents did.
+    """
+    before, after = np.asarray(cells.tail), tail
+    odds = after * (1 - before) / np.maximum(before * (1 - after), 1e-12)
+    return np.where((before > 0) & (after < 1), np.maximum(odds, 1), 1)
 
 
 def _pick(values: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -263,7 +290,8 @@ def _choose(joint: Array, mass: float, bound: float, kept: int) -> tuple[Array, 
         kept: rotations at most.
 
     Returns:
-        Indices of rotations (rows, kept) and shifts (rows, shifts), how many of them count, and the mass they hold.
+        Indices of rotations (rows, kept) and shifts (rows, shifts), how many of them count, the share of their mass
+        in the lighter half of the rotations, and the odds of the mass set aside.
     """
     top = joint.max((1, 2), keepdims=True)
     p = jnp.exp(joint - top)
@@ -276,7 +304,16 @@ def _choose(joint: Array, mass: float, bound: float, kept: int) -> tuple[Array, 
     shifts = (jnp.cumsum(by_shift, 1) - by_shift < share).sum(1)
     inside = p[jnp.arange(len(p))[:, None, None], t[:, :, None], r[:, None, :]]
     inside = jnp.where(_first(t, shifts)[:, :, None] & _first(r, rotations)[:, None, :], inside, 0)
-    return r, t, rotations, shifts, _sum(inside, (1, 2))
+    held, heavy = _sum(inside, (1, 2)), _first(r, (rotations + 1) // 2)
+    tail = _sum(jnp.where(heavy[:, None, :], 0, inside), (1, 2)) / held
+    return r, t, rotations, shifts, tail, jnp.maximum(1 - held, 0) / held
+
+
+@jax.jit
+def _tail(joint: Array, rotations: Array) -> Array:
+    """Posterior share of the children of the lighter half of the parents, (rows,)."""
+    p = jnp.exp(joint - joint.max((1, 2), keepdims=True)).sum(1)
+    return jnp.where(_first(p, 8 * ((rotations // 8 + 1) // 2)), 0, p).sum(1) / p.sum(1)
 
 
 @partial(jax.jit, static_argnames=("mass", "top"))

@@ -23,7 +23,7 @@ from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.local import Pairs, component_lattice, mixing_pairs
 from hetmodels.tree import pytree
 from inference.expectation import Mode, Sums, expect, look, no_sums
-from inference.updates import correlation, junk_share, noise_spectra, signal_spectra
+from inference.updates import correlation, junk_share, noise_spectra, regularised, signal_spectra
 from inference.volume_step import data_precision, volume_step
 
 
@@ -46,7 +46,7 @@ class EMState:
         first: value at the start of the second pass, per particle.
         gain: what is left to gain, as a part of the rise since then.
         passes: finished passes.
-        joined: passes since the halves were joined, -1 while they are apart.
+        joined: passes since the halves were joined, -1 while they are apart; from 1 on without halves.
         pending: a batch that is computed but not yet added up, or None.
     """
 
@@ -142,7 +142,7 @@ class EM:
             np.asarray(0.0),
             np.asarray(np.inf),
             np.asarray(0),
-            np.asarray(-1 if problem.halves else 0),
+            np.asarray(-1 if problem.halves else 1),
         )
 
     def step(self, key: Array, problem: Any, state: EMState, batch: Batch) -> tuple[EMState, dict[str, Any]]:
@@ -197,6 +197,7 @@ class EM:
         spectra = state.spectra
         if self.learn_spectrum and (int(state.joined) < 0 or not problem.halves):
             spectra = signal_spectra(ball, new_maps, precision, state.spectra, fsc)
+            new_maps = regularised(ball, new_maps, precision, state.spectra, spectra)
         noise = state.noise
         if self.learn_noise:
             noise = noise_spectra(ball, state.sums, precision, state.spectra, state.noise)
@@ -233,7 +234,7 @@ class EM:
 
     def finished(self, state: EMState) -> bool:
         """Whether the objective has stalled, and joined halves have settled."""
-        return int(state.joined) not in (-1, 1) and self._stalled(float(state.gain), state, int(state.passes))
+        return int(state.joined) >= 1 and self._stalled(float(state.gain), state, int(state.passes))
 
     def _stalled(self, gain: float, state: EMState, passes: int) -> bool:
         if state.sums.occupancy.size == 1:

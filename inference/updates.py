@@ -1,5 +1,6 @@
 """M-step updates of everything but the maps: correlation of half maps, signal and noise spectra, share of junk."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -34,6 +35,16 @@ def signal_spectra(ball: Ball, maps: Array, precision: Array, spectra: Array, fs
     power = ball.shell_sum(jnp.abs(ball.transform(maps)) ** 2)
     return jnp.maximum(power / jnp.maximum(ball.shell_sum(determined), 1e-3), 1e-12).mean(0)
 
+
+
+def regularised(ball: Ball, maps: Array, precision: Array, before: Array, after: Array) -> Array:
+    """Maps moved to where a new spectrum pulls them, shell by shell: (h + 1/before) / (h + 1/after).
+
+    Otherwise the maps would be judged for a pass by a prior they were not made with.
+    """
+    data = ball.shell_sum(precision) / jnp.maximum(ball.degrees, 1)
+    gain = (data + 1 / jnp.maximum(before, 1e-30)) / (data + 1 / jnp.maximum(after, 1e-30))
+    return jax.vmap(jax.vmap(ball.filter))(maps, jnp.minimum(gain, 2.0))
 
 
 def noise_spectra(ball: Ball, sums: Sums, precision: Array, spectra: Array, before: Array) -> Array:

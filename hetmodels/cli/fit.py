@@ -79,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choose_machine(args: argparse.Namespace) -> None:
-    """Set what JAX reads when it is imported."""
+    """Set what JAX reads when it is imported; compiled programs are kept in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hetmodels" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if args.device:
         os.environ["JAX_PLATFORMS"] = "cpu" if args.device == "cpu" else "cuda"
     if args.threads:

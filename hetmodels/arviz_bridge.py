@@ -1,0 +1,66 @@
+"""The only file that knows ArviZ, before and after its version 1.0, which share neither container nor constructors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hetmodels.container import Axes, dataset, groups
+from hetmodels.posterior import Posterior
+
+LARGEST = 100_000  # numbers per draw of a variable that `az.summary` still takes in reasonable time
+GROUPS = ("posterior", "sample_stats", "log_likelihood", "posterior_predictive", "observed_data", "constant_data")
+
+
+def to_arviz(posterior: Posterior, *, maps: bool = False) -> Any:
+    """ArviZ's container; see `Posterior.to_arviz`."""
+    import arviz as az
+    import xarray as xr
+
+    axes, found = Axes(posterior), groups(posterior)
+    if not maps:
+        found["posterior"] = {k: v for k, v in posterior.shared.items() if not _is_large(axes, k, v)}
+    found["log_likelihood"] = _evidence(posterior) | found.get("log_likelihood", {})
+    known = {name: posterior.local[name] for name in ("half", "held_out") if name in posterior.local}
+    found["constant_data"] = known | found.get("constant_data", {})
+    parts = {group: dataset(axes, group, found[group]) for group in GROUPS if found.get(group)}
+    if hasattr(az, "InferenceData"):
+        return az.InferenceData(**parts)
+    return xr.DataTree.from_dict({f"/{group}": part for group, part in parts.items()})
+
+
+def _is_large(axes: Axes, name: str, draws: np.ndarray) -> bool:
+    names = axes.names("posterior", name, draws.shape)
+    return names[-3:] == ("z", "y", "x") or np.prod(draws.shape[2:]) > LARGEST
+
+
+def _evidence(posterior: Posterior) -> dict[str, np.ndarray]:
+    """log p(y) - log p(y | noise only) of each particle as the one draw there is: at the point, or averaged over draws."""
+    if "log_evidence" not in posterior.local:
+        return {}
+    evidence, held = posterior.local["log_evidence"], posterior.local["held_out"].astype(bool)
+    parts = {"training": evidence[~held], "held_out": evidence[held]}
+    return {name: part[None, None] for name, part in parts.items() if part.size}
+
+
+def rhat(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rank-normalised split R-hat (Vehtari et al. 2021) of variables (chains, draws, …)."""
+    import arviz as az
+
+    return _computed(az.rhat, draws)
+
+
+def ess(draws: Mapping[str, np.ndarray], method: str = "bulk") -> dict[str, np.ndarray]:
+    """Effective sample size of variables (chains, draws, …); method as in ArviZ: bulk, tail, mean …."""
+    import arviz as az
+
+    return _computed(az.ess, draws, method=method)
+
+
+def _computed(function: Any, draws: Mapping[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
+    import xarray as xr
+
+    named = {f"v{i}": v for i, v in enumerate(draws.values())}
+    variables = {k: (("chain", "draw", *(f"{k}_{i}" for i in range(v.ndim - 2))), v) for k, v in named.items()}
+    found = function(xr.Dataset(variables), **options)
+    return {name: np.asarray(found[k].values) for name, k in zip(draws, named, strict=True)}
