@@ -20,22 +20,22 @@ def to_arviz(posterior: Posterior, *, maps: bool = False) -> Any:
     axes, found = Axes(posterior), groups(posterior)
     if not maps:
         found["posterior"] = {k: v for k, v in posterior.shared.items() if not _is_large(axes, k, v)}
-    found["log_likelihood"] = _evidence(posterior) | found.get("log_likelihood", {})
+    found.setdefault("log_likelihood", _evidence(posterior))
     known = {name: posterior.local[name] for name in ("half", "held_out") if name in posterior.local}
     found["constant_data"] = known | found.get("constant_data", {})
     parts = {group: dataset(axes, group, found[group]) for group in GROUPS if found.get(group)}
-    if hasattr(az, "InferenceData"):
-        return az.InferenceData(**parts)
+    if int(az.__version__.split(".")[0]) < 1:
+        return az.InferenceData(**parts)  # type: ignore[arg-type]
     return xr.DataTree.from_dict({f"/{group}": part for group, part in parts.items()})
 
 
 def _is_large(axes: Axes, name: str, draws: np.ndarray) -> bool:
     names = axes.names("posterior", name, draws.shape)
-    return names[-3:] == ("z", "y", "x") or np.prod(draws.shape[2:]) > LARGEST
+    return names[-3:] == ("z", "y", "x") or int(np.prod(draws.shape[2:])) > LARGEST
 
 
 def _evidence(posterior: Posterior) -> dict[str, np.ndarray]:
-    """log p(y) - log p(y | noise only) of each particle as the one draw there is: at the point, or averaged over draws."""
+    """The log evidence of each particle as the one draw there is: at the point, or averaged over draws."""
     if "log_evidence" not in posterior.local:
         return {}
     evidence, held = posterior.local["log_evidence"], posterior.local["held_out"].astype(bool)
@@ -62,5 +62,6 @@ def _computed(function: Any, draws: Mapping[str, np.ndarray], **options: Any) ->
 
     named = {f"v{i}": v for i, v in enumerate(draws.values())}
     variables = {k: (("chain", "draw", *(f"{k}_{i}" for i in range(v.ndim - 2))), v) for k, v in named.items()}
-    found = function(xr.Dataset(variables), **options)
+    with np.errstate(divide="ignore", invalid="ignore"):  # numbers that do not vary have no R-hat
+        found = function(xr.Dataset(variables), **options)
     return {name: np.asarray(found[k].values) for name, k in zip(draws, named, strict=True)}

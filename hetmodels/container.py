@@ -104,7 +104,7 @@ class Axes:
         """Coordinate values of an axis."""
         if axis in self.rows:
             return self.rows[axis]
-        if axis in ("z", "y", "x"):
+        if axis in ("z", "y", "x") and self.frame is not None:
             return (np.arange(length) - length // 2) * self.frame.spacing
         if axis == "axis":
             return np.array(["x", "y"])
@@ -121,17 +121,22 @@ def dataset(axes: Axes, group: str, arrays: Mapping[str, Any]) -> "xr.Dataset":
     import xarray as xr
 
     variables, coordinates = {}, {}
-    safe = {name: name.replace("%", "%25").replace("/", "%2F") for name in arrays}
+    safe = {name: _safe(name) for name in arrays}
     for name, value in arrays.items():
         value = np.asarray(value)
         if value.dtype.kind == "V":  # bfloat16 and its kin, which netCDF does not have
             value = value.astype(np.float32)
         names = axes.names(group, name, value.shape)
-        dims = tuple(f"{d}_axis" if d in safe.values() else d for d in names)
+        dims = tuple(f"{d}_axis" if d in safe.values() else _safe(d) for d in names)
         variables[safe[name]] = xr.Variable(dims, value, encoding={"_FillValue": None})
         for old, new, length in zip(names, dims, value.shape, strict=True):
             coordinates[new] = xr.Variable((new,), axes.coordinate(old, length), encoding={"_FillValue": None})
     return xr.Dataset(variables, coordinates)
+
+
+def _safe(name: str) -> str:
+    """A name without the slash, which separates groups; `unquote` inverts it."""
+    return name.replace("%", "%25").replace("/", "%2F")
 
 
 def groups(posterior: "Posterior") -> dict[str, dict[str, np.ndarray]]:
@@ -164,8 +169,8 @@ def save(posterior: "Posterior", path: Path) -> None:
         except recipe.Inexpressible as error:
             family["reason"] = str(error)
             warnings.warn(
-                f"{path}: the family cannot be written as text: {error}. All values are saved; to read the file, give the "
-                "family: Posterior.load(path, family=...).",
+                f"{path}: the family cannot be written as text: {error}. All values are saved; to read the "
+                "file, give the family: Posterior.load(path, family=...).",
                 stacklevel=3,
             )
     texts = {
@@ -206,7 +211,9 @@ def load(path: Path, family: Any = None) -> dict[str, Any]:
     if root.attrs.get("format") != FORMAT:
         raise DataError(f"{path}: this netCDF file holds no posterior of hetmodels. Give the posterior.nc of a run.")
     if root.attrs["version"] > VERSION:
-        raise DataError(f"{path}: the file has version {root.attrs['version']}; this hetmodels reads up to {VERSION}. Update it.")
+        raise DataError(
+            f"{path}: the file has version {root.attrs['version']}; this hetmodels reads up to {VERSION}. Update it."
+        )
     arrays = {group.strip("/"): _arrays(part) for group, part in found.items()}
     texts = {name: json.loads(str(root[name].values[()])) for name in ("provenance", "trace", "family")}
     if family is None:

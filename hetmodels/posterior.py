@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ class Posterior:
 
     def shared_point(self) -> dict[str, jax.Array]:
         """All shared values, their means over chains and draws."""
+        return dict(self._means)
+
+    @cached_property
+    def _means(self) -> dict[str, jax.Array]:
         return {name: jnp.asarray(self.value(name)) for name in self.shared}
 
     def first(self) -> dict[str, jax.Array]:
@@ -116,7 +121,7 @@ class Posterior:
         return shaped if isinstance(prior, dict) else shaped["z"]
 
     def volume_at(self, z: Any = None) -> Volume:
-        """The density of a particle with latent z (see `latent`; classes count from 0), shared values at their means."""
+        """The density of a particle with latent z (see `latent`; classes count from 0), at the mean shared values."""
         return self._need_family().volume(self.shared_point(), self.latent(z))
 
     def map_at(self, z: Any = None) -> np.ndarray:
@@ -138,7 +143,7 @@ class Posterior:
         return int(self.provenance["box"]), float(self.provenance["spacing"])
 
     def latent_of(self, row: int) -> Any:
-        """The latent of a particle, for `volume_at`: its most probable node, or its posterior mean; None if all share one.
+        """A particle's latent for `volume_at`: its most probable node, or its posterior mean; None if there is none.
 
         Args:
             row: row of the particle table, from 0.
@@ -148,7 +153,9 @@ class Posterior:
         """
         family = self._need_family()
         if not 0 <= row < self.particles:
-            raise UsageError(f"Posterior: rows of particles are counted from 0 and there are {self.particles}, got {row}.")
+            raise UsageError(
+                f"Posterior: rows of particles are counted from 0 and there are {self.particles}, got {row}."
+            )
         if self.local["mean"].shape[1]:
             return self.local["mean"][row]
         if hasattr(family, "grids"):
@@ -192,7 +199,9 @@ class Posterior:
 
     def _need_family(self) -> Any:
         if self.family is None:
-            raise UsageError("Posterior: densities and latents need a family; this is the posterior of a model function.")
+            raise UsageError(
+                "Posterior: densities and latents need a family; this is the posterior of a model function."
+            )
         return self.family
 
     def _facts(self) -> dict[str, str]:
@@ -216,7 +225,7 @@ class Posterior:
 
 
 def solvent_zero(values: np.ndarray) -> np.ndarray:
-    """A map (N, N, N), float32, moved by a constant, which the images do not hold, so that the solvent averages zero."""
+    """A map (N, N, N) moved by a constant, which images do not hold, so that its solvent averages zero; float32."""
     size = values.shape[-1]
     line = np.arange(size) - size // 2
     outside = line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 > (SOLVENT_RADIUS * size) ** 2
@@ -244,7 +253,9 @@ def _shaped(law: dist.Distribution, name: str, value: Any, who: str) -> jax.Arra
     if shaped.size != int(np.prod(law.event_shape)):
         raise UsageError(f"{who}: z must be {_described({name: law})}, got {shaped.size} numbers.")
     shaped = shaped.reshape(law.event_shape)
-    if not bool(jnp.all(law.support(shaped))):
-        hint = " Classes count from 0." if law.support.is_discrete else ""
+    if not isinstance(shaped, jax.core.Tracer) and not bool(jnp.all(law.support(shaped))):
+        hint = " Nodes count from 0." if law.support.is_discrete else ""
         raise UsageError(f"{who}: {name} must lie in its support, {law.support}, got {np.asarray(value)}.{hint}")
-    return shaped.astype(jnp.int32) if law.support.is_discrete else shaped
+    if law.support.is_discrete:
+        return shaped.astype(jnp.int32)
+    return shaped if jnp.issubdtype(shaped.dtype, jnp.inexact) else shaped.astype(float)

@@ -59,7 +59,11 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
             raise Inexpressible(f"{path or 'it'} is a {type(value).__name__}")
         return {type(value).__name__: [_encode(v, f"{path}.{i}".lstrip("."), arrays) for i, v in enumerate(value)]}
     if isinstance(value, dict):
-        return {"dict": [[_encode(k, path, arrays), _encode(v, f"{path}.{k}".lstrip("."), arrays)] for k, v in value.items()]}
+        return {
+            "dict": [
+                [_encode(k, path, arrays), _encode(v, f"{path}.{k}".lstrip("."), arrays)] for k, v in value.items()
+            ]
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         inner = {name: _encode(v, f"{path}.{name}".lstrip("."), arrays) for name, v in fields.items()}
@@ -134,13 +138,15 @@ def _construct(dotted: str, values: dict[str, Any]) -> Any:
     missing = [field for field in needed if field not in values]
     if missing:
         raise DataError(f"{name} needs {', '.join(missing)} in the version installed, which the file lacks")
-    own = {field for field, f in known.items() if f.init}
-    if set(inspect.signature(cls).parameters) != own:  # a class with its own way of construction, as Equinox's layers
+    # a class with an __init__ of its own, as a layer of a network, takes other arguments than its fields
+    arguments = {field: v for field, v in values.items() if known[field].init}
+    if set(inspect.signature(cls).parameters) != {field for field, f in known.items() if f.init}:
         return _filled(object.__new__(cls), values)
     try:
-        return _filled(cls(**{k: v for k, v in values.items() if k in own}), {k: v for k, v in values.items() if k not in own})
+        made = cls(**arguments)
     except (ValueError, TypeError) as error:
         raise DataError(f"{name} refuses the values of the file: {error}") from error
+    return _filled(made, {field: v for field, v in values.items() if field not in arguments})
 
 
 def _filled(made: Any, values: dict[str, Any]) -> Any:

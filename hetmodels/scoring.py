@@ -15,11 +15,15 @@ from jax import Array
 
 from hetmodels.data.batch import Batch
 from hetmodels.families.protocol import Gaussian, Gridded, Shared
+from hetmodels.imaging.grids import phase_ramp
 from hetmodels.imaging.poses import RotationGrid
+from hetmodels.imaging.rotations import from_rotvec, super_fibonacci
 from hetmodels.local import CONTRAST_NODES, Pairs, component_lattice, contrast_range, mixing_pairs
 from hetmodels.observation import Contrast, Observation, marginal_ratio
 from hetmodels.tree import pytree, static
 
+_SAMPLES = 64
+_SPREAD = 1.1347241384015194 ** -np.arange(1.0, 6.0)  # multiples fill a cell of five dimensions evenly (Roberts 2018)
 _HIGHEST = jax.lax.Precision.HIGHEST
 _einsum = partial(jnp.einsum, precision=_HIGHEST)
 
@@ -55,14 +59,14 @@ class Templates:
         return self.observation.disc.narrowed(limit).grid(self.observation.spacing).points
 
 
-@partial(jax.jit, static_argnames="limit")
-def image_side(templates: Templates, batch: Batch, shift: Array, limit: int) -> tuple[Array, Array]:
+def image_side(templates: Templates, batch: Batch, shift: Array, excess: Array, limit: int) -> tuple[Array, Array]:
     """The images' part of the products.
 
     Args:
         templates: for noise and layout.
         batch: the images.
         shift: content shifts [Å], (rows, shifts, 2).
+        excess: variance per shell to count as noise besides it, before the CTF, (shells,); see `mismatch`.
         limit: band.
 
     Returns:
@@ -71,16 +75,14 @@ def image_side(templates: Templates, batch: Batch, shift: Array, limit: int) -> 
     """
     points = templates.points(limit).astype(batch.ctf.dtype)
     m = len(points)
-    disc = templates.observation.disc
-    weight = batch.ctf[:, :m] / templates.noise[batch.group][:, disc.shell[:m]]
+    shell, ctf = templates.observation.disc.shell[:m], batch.ctf[:, :m]
+    weight = ctf / (templates.noise[batch.group][:, shell] + ctf**2 * excess[shell])
     y = 2 * batch.images[:, None, :m] * weight[:, None]
-    angle = (2 * np.pi) * _einsum("btc,mc->btm", shift.astype(batch.ctf.dtype), points)
+    angle = (2 * np.pi) * _einsum("btc,mc->btm", shift.astype(ctf.dtype), points)
     c, s = jnp.cos(angle), jnp.sin(angle)
-    left = jnp.concatenate([y.real * c - y.imag * s, y.real * s + y.imag * c], -1)
-    return left, weight * batch.ctf[:, :m]
+    return jnp.concatenate([y.real * c - y.imag * s, y.real * s + y.imag * c], -1), weight * ctf
 
 
-@partial(jax.jit, static_argnames="limit")
 def slices_at(templates: Templates, rotation: Array, stretch: Array, copy: Array, limit: int) -> Array:
     """Slices of the components, complex (slices, pixels, components), one rotation, stretch and copy for each."""
     lattice = component_lattice(templates.family)
@@ -97,6 +99,31 @@ def bank_slices(
     count = len(code)
     stretch = jnp.broadcast_to(stretch, (count, 2, 2))
     return slices_at(templates, grid.rotation(code[None], turn)[0], stretch, jnp.broadcast_to(copy, (count,)), limit)
+
+
+@partial(jax.jit, static_argnames=("step", "shift_step"))
+def mismatch(templates: Templates, step: float, shift_step: float) -> Array:
+    """Power by which slices differ from the one at the centre of their cell, per shell (shells,): mean over cells.
+
+    While cells are only chosen, not yet weighed, this counts as noise, so that a sharp posterior on a coarse grid does
+    not choose by what its cells cannot show.
+
+    Args:
+        templates: maps; the first copy is looked at.
+        step: edge of a cell of rotations [rad].
+        shift_step: edge of a cell of shifts [Å].
+    """
+    obs = templates.observation
+    rotation = jnp.asarray(super_fibonacci(_SAMPLES), jnp.float32)
+    inside = jnp.asarray(np.modf(np.arange(1, _SAMPLES + 1)[:, None] * _SPREAD)[0] - 0.5, jnp.float32)
+    other = jnp.matmul(from_rotvec(inside[:, :3] * step), rotation, precision=_HIGHEST)
+    points, zero = templates.points(obs.disc.limit), jnp.zeros(_SAMPLES, jnp.int32)
+    eye = jnp.broadcast_to(jnp.eye(2), (_SAMPLES, 2, 2))
+    centre, away = (slices_at(templates, r, eye, zero, obs.disc.limit) for r in (rotation, other))
+    moved = away * phase_ramp(points, inside[:, 3:] * shift_step)[..., None]
+    power = (jnp.abs(centre - moved) ** 2).mean(0)
+    power = power.mean(-1) if not isinstance(templates.family, Gaussian) else power[:, 0]
+    return obs.disc.shell_mean(power)
 
 
 @jax.jit
@@ -120,7 +147,6 @@ def bank_scores(templates: Templates, left: Array, weight: Array, slices: Array)
     return latent_ratio(templates, cross, gram.reshape(rows, len(slices), -1))
 
 
-@partial(jax.jit, static_argnames="rotations")
 def own_scores(templates: Templates, left: Array, weight: Array, slices: Array, rotations: int) -> Array:
     """The same, each image against rotations of its own: slices (rows * rotations, pixels, components)."""
     x = jnp.moveaxis(slices, -1, 1).reshape(len(left), rotations, slices.shape[2], -1)
@@ -170,7 +196,7 @@ def _full(packed: Array, pairs: Pairs, count: int) -> Array:
 
 
 def _gaussian_ratio(prior: Array, cross: Array, gram: Array, contrast: Contrast | None) -> Array:
-    """Weights b = (1, z), z ~ N(0, prior): one eigensystem per rotation serves all shifts and values of the contrast."""
+    """Weights b = (1, z), z ~ N(0, prior): one eigensystem per rotation serves all shifts and contrasts."""
     root = jnp.linalg.cholesky(prior.astype(cross.dtype))
     values, vectors = jnp.linalg.eigh(_einsum("ba,...bc,cd->...ad", root, gram[..., 1:, 1:], root))
     turn = _einsum("ab,...bc->...ac", root, vectors)

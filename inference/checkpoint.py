@@ -40,22 +40,29 @@ class Checkpoint:
         os.replace(temporary, self.path)
 
     def load(self, example: Any) -> tuple[Any, str, dict[str, np.ndarray]]:
-        """Read a state of the structure of an example; also its place and the draws kept so far.
+        """Read a state of the structure of an example, whatever its shapes; also its place and the draws kept so far.
 
         Raises:
-            DataError: if the file belongs to a run of another shape.
+            DataError: if the file belongs to a run of another structure.
         """
         leaves, structure = jax.tree.flatten_with_path(example)
         with np.load(self.path, allow_pickle=False) as stored:
             values = []
             for path, leaf in leaves:
                 name = f"state{jax.tree_util.keystr(path)}"
-                if name not in stored or stored[name].shape != np.shape(_plain(leaf)):
-                    raise DataError(f"resume: {self.path} does not fit this run (at {name}); start anew with --overwrite.")
+                if name not in stored:
+                    raise DataError(f"resume: {self.path} does not fit this run (no {name}); start anew with --overwrite.")
                 values.append(_like(leaf, stored[name]))
             draws = {k[5:]: stored[k] for k in stored.files if k.startswith("draw/")}
             place = str(stored["place"])
         return jax.tree.unflatten(structure, values), place, draws
+
+
+def shapes(state: Any) -> dict[str, list]:
+    """Shape and type of each leaf of a state, by its path; as JSON gives it back."""
+    leaves, _ = jax.tree.flatten_with_path(state)
+    plain = {jax.tree_util.keystr(path): _plain(leaf) for path, leaf in leaves}
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in plain.items()}
 
 
 def _plain(leaf: Any) -> np.ndarray:

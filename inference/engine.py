@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.errors import DataError, UsageError
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import Checkpoint, shapes
 
 
 class Engine(Protocol):
@@ -118,6 +118,7 @@ class _Loop:
         self.engine, self.problem, self.log, self.store, self.every = engine, problem, log, store, every
         self.key_init, self.key_data, self.key_step, self.key_sweep = jax.random.split(key, 4)
         self.pass_, self.done_batches = 0, 0
+        self.start: dict[str, list] = {}
         self.trace: list[dict[str, Any]] = []
         self.kept: list[dict[str, np.ndarray]] = []
         self.saved = time.monotonic()
@@ -125,6 +126,7 @@ class _Loop:
     def go(self, resume: bool, budget: float | None) -> Result:
         start = time.monotonic()
         state = self.engine.init(self.key_init, self.problem)
+        self.start = shapes(state)
         if resume:
             state = self._load(state)
         complete = True
@@ -204,7 +206,13 @@ class _Loop:
         return settled(self.problem, state) if settled else state
 
     def _save(self, state: Any) -> None:
-        place = {"pass": self.pass_, "batches": self.done_batches, "trace": self.trace, "engine": repr(self.engine)}
+        place = {
+            "pass": self.pass_,
+            "batches": self.done_batches,
+            "trace": self.trace,
+            "engine": repr(self.engine),
+            "start": self.start,
+        }
         draws = {f"draw/{k}": v for k, v in self._kept().items()}
         assert self.store is not None
         self.store.save(state, json.dumps(place), draws)
@@ -219,6 +227,12 @@ class _Loop:
             raise DataError(
                 f"resume: the checkpoint was written by {place['engine']}, this run has {self.engine!r}; "
                 "repeat the settings of the run, or start a new one with --overwrite."
+            )
+        if place["start"] != self.start:
+            name = next(n for n in self.start | place["start"] if self.start.get(n) != place["start"].get(n))
+            raise DataError(
+                f"resume: the checkpoint's run began with {name} of {place['start'].get(name)}, this one has "
+                f"{self.start.get(name)}; give the same data, box and family, or start anew with --overwrite."
             )
         self.pass_, self.done_batches, self.trace = place["pass"], place["batches"], place["trace"]
         self.kept = [draws] if draws else []

@@ -43,6 +43,7 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     budget: float | None = None,
+    every: float = 30.0,
 ) -> Posterior:
     """Fit a model to data.
 
@@ -60,7 +61,7 @@ def fit(
         start: where to start: a Posterior of the same family, maps (components, N, N, N), or site values by name.
         given: what not to infer: a Posterior (its spectra and noise are taken), or site values by name.
         log: where to report; see `inference.engine.run` for this and the following.
-        checkpoint, resume, budget: see `inference.engine.run`.
+        checkpoint, resume, budget, every: see `inference.engine.run`.
 
     Raises:
         UsageError: if model, data and engine do not fit together.
@@ -73,7 +74,9 @@ def fit(
         start=start, given=given,
     )  # fmt: skip
     key_run, key_local = jax.random.split(key)
-    result = run(engine, problem, key=key_run, log=log, checkpoint=checkpoint, resume=resume, budget=budget)
+    result = run(
+        engine, problem, key=key_run, log=log, checkpoint=checkpoint, resume=resume, budget=budget, every=every
+    )
     return _posterior(problem, engine, result, key_local, {"seconds": round(time.time() - begun, 2)})
 
 

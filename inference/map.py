@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
@@ -25,7 +24,7 @@ class MAPState:
         optimiser: the optimiser's own state.
         objective: log density per particle, summed over the batches of the pass.
         batches: batches in that sum.
-        promise: rise of the log density that the last step promised to first order, nats.
+        promise: rise of the log density that recent steps promised to first order, at most, nats.
     """
 
     x: Sites
@@ -47,7 +46,7 @@ class MAP:
         batch_size: particles per step; all of them if none.
         learning_rate: of Adam with a cosine decay; if none, 0.1 with batches, and L-BFGS on all data.
         optimiser: an optax transformation in place of these.
-        tolerance: stop when a step on all data promises to raise the log density by less than this many nats.
+        tolerance: stop when steps on all data promise to raise the log density by less than this many nats.
     """
 
     steps: int = 300
@@ -81,8 +80,8 @@ class MAP:
             return None
         name = getattr(model, "__name__", type(model).__name__)
         return (
-            f"map needs a family whose latents integrate in closed form (protocol Gridded or Gaussian) or that has none; "
-            f"those of {name} do not."
+            "map needs a family whose latents integrate in closed form (protocol Gridded or Gaussian), or that has "
+            f"none; those of {name} do not."
         )
 
     def passes(self, problem: PlainProblem) -> int:
@@ -148,8 +147,12 @@ class MAP:
                 gradient, state.optimiser, state.x, value=value, grad=gradient, value_fn=loss
             )
             promise = -sum(jnp.vdot(g, s) for g, s in zip(*map(jax.tree.leaves, (gradient, steps)), strict=True))
+            # momentum may turn a step uphill for a moment: a promise is forgotten slowly
+            promise = jnp.maximum(
+                jnp.abs(promise) * problem.size, jnp.where(jnp.isinf(state.promise), 0, 0.7 * state.promise)
+            )
             x = optax.apply_updates(state.x, steps)
-            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size)
+            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise)
 
         return update
 
@@ -158,7 +161,7 @@ def _per_pass(problem: PlainProblem, batch_size: int | None) -> int:
     return 1 if batch_size is None else math.ceil(problem.size / batch_size)
 
 
-def _kept(problem: PlainProblem) -> dict[str, Array]:
+def _kept(problem: PlainProblem) -> dict[str, dict[str, Any]]:
     """Prior spectra, which stay at their start: name -> site."""
     return {n: s for n, s in problem.sites.items() if s["type"] == "param" and n.endswith("_tau2")}
 

@@ -4,13 +4,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro import handlers
 from numpyro.infer import NUTS
+from numpyro.infer.util import ParamInfo, potential_energy
 
 from hetmodels.errors import UsageError
 from hetmodels.problem import ParticleProblem, PlainProblem, Sites
@@ -89,13 +92,13 @@ class MCMC:
         self._need_given(problem)
         key, key_start = jax.random.split(key)
         keys, data = jax.random.split(key, self.chains), problem.whole()
+        arrays, join = split_arrays(data)
         at = None
         if isinstance(problem, ParticleProblem) or problem.started:
             starts = [start(problem, k) for k in jax.random.split(key_start, self.chains)]
-            at = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+            at = _informed(problem, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), arrays, join)
         kernel = self.kernel(problem.model)
         chains = kernel.init(keys, self.warmup, at, (data,), {})
-        arrays, join = split_arrays(data)
         advance = jax.jit(lambda state, count, arrays: _advance(kernel, state, count, join(arrays)))
         convert = jax.jit(lambda x, arrays: jax.lax.map(lambda one: values(problem, one, join(arrays)), x))
         problem.__dict__["_mcmc"] = (advance, convert)
@@ -146,17 +149,36 @@ class MCMC:
         if missing:
             raise UsageError(
                 f"mcmc: {', '.join(missing)} {'is a param site' if len(missing) == 1 else 'are param sites'} without a "
-                "prior, which no sampler can draw. Give values: given=a Posterior of em, map or svi on the same data, or "
-                "given={name: value}; or use an engine that estimates them (em, map, svi)."
+                "prior, which no sampler can draw. Give values: given=a Posterior of em, map or svi on the same data, "
+                "or given={name: value}; or use an engine that estimates them (em, map, svi)."
             )
         local = local_sites(problem)
         count = problem.size * sum(int(np.prod(problem.sites[n]["value"].shape[1:])) for n in local)
         if count > _MANY:
             warnings.warn(
-                f"mcmc: {count} latents of particles are sampled jointly with the shared values, which mixes slowly. Fit "
-                "the shared values by svi or em: Problem.infer then integrates each particle by itself.",
+                f"mcmc: {count} latents of particles are sampled jointly with the shared values, which mixes slowly. "
+                "Fit the shared values by svi or em: Problem.infer then integrates each particle by itself.",
                 stacklevel=3,
             )
+
+
+def _informed(problem: PlainProblem, z: Sites, arrays: list[Array], join: Callable) -> ParamInfo:
+    """Starting points with their energies and gradients, compiled at once rather than operation by operation.
+
+    Raises:
+        UsageError: if the density is not finite there.
+    """
+    model = handlers.seed(problem.model, jax.random.key(0))
+
+    @jax.jit
+    def look(z: Sites, arrays: list[Array]) -> tuple[Array, Sites]:
+        energy = partial(potential_energy, model, (join(arrays),), {})
+        return jax.lax.map(jax.value_and_grad(energy), z)
+
+    energy, gradient = look(z, arrays)
+    if not np.isfinite(np.asarray(energy)).all():
+        raise UsageError("mcmc: the density is zero or not finite where the chains start; give start={name: value}.")
+    return ParamInfo(z, energy, gradient)
 
 
 def _stats(chains: Any) -> dict[str, Array]:

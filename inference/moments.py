@@ -1,4 +1,4 @@
-"""The mean map from first moments: one pass builds the normal equations of least squares, which are then solved exactly.
+"""The mean map from first moments: one pass builds the normal equations of least squares, then they are solved.
 
 With y = C P F X + noise the estimate solves  (F* P* D P F + T) X = F* P* C/sigma^2 y,  D = C^2/sigma^2 and T = 1/tau^2,
 known poses, uncorrelated contrast of mean 1. P* D P couples a row of the padded grid only with its 26 neighbours
@@ -71,7 +71,9 @@ class Moments:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.iterations < 1 or not self.tolerance > 0:
-            raise ValueError(f"Moments: batch_size and iterations must be at least 1, tolerance positive, got {self!r}.")
+            raise ValueError(
+                f"Moments: batch_size and iterations must be at least 1, tolerance positive, got {self!r}."
+            )
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:
@@ -81,7 +83,7 @@ class Moments:
         if missing:
             return f"moments needs a linear family; {name} has no {', '.join(missing)} (protocol Linear)."
         if hasattr(model, "grids") or hasattr(model, "latent_covariance"):
-            return f"moments estimates the mean map of a family without latents; {name} has latents (protocol Gridded or Gaussian)."
+            return f"moments estimates the map of a family without latents; {name} has some (Gridded or Gaussian)."
         if getattr(model, "order", 1) != 1:
             return f"moments needs trilinear slices; set family.order=1, {name} has {model.order}."
         return None
@@ -98,7 +100,9 @@ class Moments:
         """
         refuse(problem, "moments", locals_too=True)
         if problem.observation.outliers is not None:
-            raise UsageError("moments averages over all images and has no junk component; leave outliers out or use em.")
+            raise UsageError(
+                "moments averages over all images and has no junk component; leave outliers out or use em."
+            )
         lattice, shared = component_lattice(problem.family), problem.starting(key)
         components = problem.family.components(shared)
         if len(components) != 1:
@@ -222,7 +226,9 @@ def _solve(
     inverse = ball.mask / (_precision(lattice, stencil) + prior[ball.shell]) / lattice.size
     right = ball.filter(lattice.adjoint(target)[0], flat)
     first = ball.filter(start, flat)
-    return cg(operator, right, first, tol=tolerance, maxiter=steps, M=lambda x: ball.map(ball.transform(x) * inverse))[0]
+    return cg(operator, right, first, tol=tolerance, maxiter=steps, M=lambda x: ball.map(ball.transform(x) * inverse))[
+        0
+    ]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -236,6 +242,6 @@ def _spectrum(lattice: Lattice, stencil: Array, x: Array, tau2: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _explained(lattice: Lattice, stencil: Array, target: Array, x: Array) -> Array:
-    """log p(y | x) - log p(y | 0) of all images."""
+    """Log likelihood of all images relative to no map."""
     table = lattice.table(x[None])
     return jnp.sum(target * table) - 0.5 * jnp.sum(table * _apply(lattice, stencil, table))

@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 
 from hetmodels.data.batch import Batch
 from hetmodels.errors import UsageError
-from hetmodels.families.protocol import Frame, Gaussian, Gridded, Linear, framed
+from hetmodels.families.protocol import Frame, framed
 from hetmodels.problem import ParticleProblem, PlainProblem, Sites
 
 PLATE = "particles"
@@ -56,8 +56,8 @@ def refuse(problem: PlainProblem, engine: str, locals_too: bool = False) -> None
     discrete = [n for n, s in problem.sites.items() if s["type"] == "sample" and s["fn"].support.is_discrete]
     if discrete:
         raise UsageError(
-            f"{engine} needs continuous sites, but {', '.join(discrete)} takes integer values. Sum over them inside the "
-            "model (numpyro.factor with logsumexp), or give the family `grids` (protocol Gridded): then they are."
+            f"{engine} needs continuous sites, but {', '.join(discrete)} takes integer values. Sum over them inside "
+            "the model (numpyro.factor with logsumexp), or give the family `grids` (protocol Gridded): then they are."
         )
     local = local_sites(problem)
     if locals_too and local:
@@ -122,7 +122,9 @@ def split_arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
 
     def join(arrays: list[Array]) -> Any:
         rest = iter(arrays)
-        return jax.tree.unflatten(structure, [next(rest) if d else leaf for d, leaf in zip(dynamic, leaves, strict=True)])
+        return jax.tree.unflatten(
+            structure, [next(rest) if d else leaf for d, leaf in zip(dynamic, leaves, strict=True)]
+        )
 
     return [leaf for d, leaf in zip(dynamic, leaves, strict=True) if d], join
 

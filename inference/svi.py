@@ -195,7 +195,9 @@ class _Machine:
         """Shared values at one draw of the guide."""
         problem, local = self.problem, set(local_sites(self.problem))
         trace = self._trace(inner, key)
-        found = {name: site["value"] for name, site in trace.items() if site["type"] == "sample" and name in problem.sites}
+        found = {
+            name: site["value"] for name, site in trace.items() if site["type"] == "sample" and name in problem.sites
+        }
         params = self.svi.get_params(inner)
         found |= {name: params[name] for name in problem.parameters()}
         x = problem.unconstrained({name: value for name, value in found.items() if name not in local})

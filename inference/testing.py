@@ -1,6 +1,7 @@
 """Laws that every engine must obey, for the tests of engines of one's own."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from jax.flatten_util import ravel_pytree
 from hetmodels.data.particles import Particles
 from hetmodels.families.homogeneous import Homogeneous
 from hetmodels.families.protocol import Frame
+from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.ctf import Ctf
+from hetmodels.imaging.grids import Disc
 from hetmodels.imaging.rotations import uniform
 from hetmodels.observation import FixedNoise, Observation
-from hetmodels.problem import ParticleProblem, PlainProblem
+from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from hetmodels.volumes.voxels import Voxels
 from inference.engine import Log, Result, run
 
 
@@ -138,30 +142,41 @@ def regression(key: Array, rows: int = 30, columns: int = 3) -> tuple[PlainProbl
 
 def map_posterior(key: Array, size: int = 8, count: int = 60) -> tuple[ParticleProblem, np.ndarray, np.ndarray]:
     """Images of one map at known poses with known spectra; mean and standard deviations of the map's voxels."""
-    frame = Frame(size, 4.0, tuple(np.geomspace(20.0, 1.0, (size - 1) // 2 + 1).tolist()))
-    turn, draw, noise = jax.random.split(key, 3)
-    blank = np.random.default_rng(0).normal(size=(count, size, size)).astype(np.float32)
-    rotation = np.asarray(uniform(turn, count))
-    particles = Particles.from_arrays(blank, rotation, np.zeros((count, 2)), Ctf.ideal(count), frame.spacing)
+    key_turn, key_map, key_noise = jax.random.split(key, 3)
+    spectrum = np.geomspace(20.0, 1.0, (size - 1) // 2 + 1)
+    family = Homogeneous(frame=Frame(size, 4.0, tuple(spectrum.tolist())))
+    ball, disc, rotation = Ball(size), Disc(size), uniform(key_turn, count)
+    truth = ball.colour(jax.random.normal(key_map, (ball.coordinates,)), jnp.asarray(spectrum, jnp.float32))
+    slices = jax.vmap(lambda turn: Voxels(truth, 4.0).project(turn, disc.grid(4.0)))(rotation)
+    images = np.asarray(disc.inverse(slices) + jax.random.normal(key_noise, (count, size, size)))
+    particles = Particles.from_arrays(images, np.asarray(rotation), np.zeros((count, 2)), Ctf.ideal(count), 4.0)
     particles = particles.with_holdout(0.0)
-    observation = Observation(particles.disc, particles.spacing, 1, count, noise=FixedNoise())
-    family = Homogeneous(frame=frame)
-    given = {"map_tau2": jnp.asarray(frame.power)}
-    problem = ParticleProblem.of(family, particles, observation, given)
-    at = {name: jax.random.normal(draw, x.shape) for name, x in problem.initial(key).items()}
-    whole, _, _ = problem.simulate(noise, problem.shared(at), problem.whole())
-    images = np.asarray(particles.disc.inverse(whole.images * np.sqrt(particles.reference[0])[particles.disc.shell]))
-    particles = Particles.from_arrays(images, rotation, np.zeros((count, 2)), Ctf.ideal(count), frame.spacing)
-    level = (blank.shape[-1] * 0 + 1) / particles.reference
-    observation = Observation(
-        particles.disc, particles.spacing, 1, count, noise=FixedNoise(tuple(map(tuple, level.tolist())))
-    )
-    problem = ParticleProblem.of(family, particles.with_holdout(0.0), observation, given)
-    flat, unravel = ravel_pytree(problem.initial(key))
-    energy = lambda u: -problem.log_density(unravel(u), problem.whole())  # noqa: E731
-    covariance = np.linalg.inv(np.asarray(jax.hessian(energy)(flat), np.float64))
-    mean = np.asarray(flat) - covariance @ np.asarray(jax.grad(energy)(flat))
-    to_map = lambda u: problem.shared(unravel(u))["map"]  # noqa: E731
-    jacobian = np.asarray(jax.jacobian(to_map)(flat), np.float64).reshape(-1, len(flat))
+    noise = FixedNoise(tuple(map(tuple, (1 / particles.reference).tolist())))
+    observation = Observation(disc, 4.0, 1, count, noise=noise)
+    problem = ParticleProblem.of(family, particles, observation, {"map_tau2": jnp.asarray(spectrum, jnp.float32)})
+    mean, covariance, unravel = normal_posterior(problem)
+
+    def to_map(u: Array) -> Array:
+        return problem.shared(unravel(u))["map"]
+
+    jacobian = np.asarray(jax.jacobian(to_map)(mean), np.float64).reshape(size**3, -1)
     variance = np.einsum("vi,ij,vj->v", jacobian, covariance, jacobian)
-    return problem, np.asarray(to_map(jnp.asarray(mean, jnp.float32))), np.sqrt(variance).reshape((size,) * 3)
+    return problem, np.asarray(to_map(mean)), np.sqrt(variance).reshape((size,) * 3)
+
+
+def normal_posterior(problem: PlainProblem) -> tuple[Array, np.ndarray, Callable[[Array], Sites]]:
+    """Mean (flat) and covariance of the unconstrained sites where the posterior is normal, and their names put back."""
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, problem.initial(jax.random.key(0))))
+    data = problem.whole()
+
+    @jax.jit
+    def slope(u: Array, batch: Any) -> Array:
+        return jax.grad(lambda v: -problem.log_density(unravel(v), batch))(u)
+
+    @jax.jit
+    def columns(batch: Any) -> Array:
+        return jax.lax.map(lambda e: jax.jvp(lambda u: slope(u, batch), (flat,), (e,))[1], jnp.eye(len(flat)))
+
+    hessian = np.asarray(columns(data), np.float64)
+    covariance = np.linalg.inv((hessian + hessian.T) / 2)
+    return jnp.asarray(flat - covariance @ np.asarray(slope(flat, data)), flat.dtype), covariance, unravel

@@ -16,6 +16,8 @@ LAYERS = [
     ("hetmodels.data",),
     ("hetmodels.families",),
     (
+        "hetmodels.arviz_bridge",
+        "hetmodels.container",
         "hetmodels.initial",
         "hetmodels.observation",
         "hetmodels.laplace",
@@ -23,6 +25,9 @@ LAYERS = [
         "hetmodels.model",
         "hetmodels.problem",
         "hetmodels.posterior",
+        "hetmodels.recipe",
+        "hetmodels.scoring",
+        "hetmodels.search",
         "hetmodels.testing",
     ),
     ("inference",),

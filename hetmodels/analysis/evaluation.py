@@ -1,7 +1,8 @@
 """Score a run against the known truth of a simulation; every score comes with its floor and its ceiling."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from hetmodels.analysis import fourier, fsc, masks, metrics
 from hetmodels.analysis.alignment import Alignment, align
+from hetmodels.analysis.particle_maps import CONSENSUS, ParticleMaps, particle_maps
 from hetmodels.analysis.rows import Rows, matching_rows
-from hetmodels.data.maps import read_map
+from hetmodels.data.maps import Map, read_map
 from hetmodels.errors import DataError
 from hetmodels.run_directory import RunDirectory
 
@@ -26,7 +28,8 @@ NAMES = (
     "resolution_0143",
     "resolution_05",
 )
-CONSENSUS = 0
+IMAGES = 200  # particles whose own maps are compared, where latents are continuous
+MAPS = 16  # maps kept in memory
 NEIGHBOURS, NEIGHBOUR_POINTS = 0.01, 5000
 
 
@@ -77,34 +80,30 @@ class Frame:
     spacing: float
 
     @classmethod
-    def of(cls, *paths: Path) -> "Frame":
-        """The smallest box among some maps.
+    def of(cls, maps: Mapping[str, Map]) -> "Frame":
+        """The smallest box among some maps, by the names that errors give them.
 
         Raises:
             DataError: if a map does not state its voxel size.
         """
-        boxes = []
-        for path in paths:
-            found = read_map(path)
+        for name, found in maps.items():
             if found.spacing <= 0:
                 raise DataError(
-                    f"{path}: the voxel size is missing in the header. Set it, for example with relion_image_handler."
+                    f"{name}: the voxel size is missing in the header. Set it, for example with relion_image_handler."
                 )
-            boxes.append((len(found.values), found.spacing))
-        return cls(*min(boxes))
+        return cls(*min((len(found.values), found.spacing) for found in maps.values()))
 
-    def load(self, path: Path) -> np.ndarray:
-        """Read a map into this frame.
+    def fitted(self, found: Map, name: str) -> np.ndarray:
+        """A map in this frame.
 
         Raises:
             DataError: if the map is no cube or covers another extent.
         """
-        found = read_map(path)
-        fourier.check_map(found.values, str(path))
+        fourier.check_map(found.values, name)
         extent, expected = len(found.values) * found.spacing, self.size * self.spacing
         if abs(extent - expected) > 0.005 * expected:
             raise DataError(
-                f"{path}: all maps must cover the same extent, this one {extent:.2f} Å ({len(found.values)} voxels of "
+                f"{name}: all maps must cover the same extent, this one {extent:.2f} Å ({len(found.values)} voxels of "
                 f"{found.spacing:.4f} Å), the others {expected:.2f} Å ({self.size} voxels of {self.spacing:.4f} Å)."
             )
         return fourier.crop(found.values, self.size)
@@ -191,39 +190,47 @@ def _pose_scores(rows: Rows, true: Rows, where: np.ndarray, aligned: bool, notes
 def _map_scores(
     run: RunDirectory, rows: Rows, truth: Path, states: np.ndarray, mask: Path | None, aligned: bool, notes: list[str]
 ) -> tuple[Frame, list[Score]]:
+    found = particle_maps(run, rows)
+    if rows.numbered("hetLatent") is not None and not found.continuous and not np.any(found.numbers != CONSENSUS):
+        notes.append("fsc_auc_per_image: the consensus map stands for every particle, whatever its latents.")
+    scored = _scored(found, states, notes)
+    numbers, states = found.numbers[scored], states[scored]
     present = np.unique(states).tolist()
     paths = {s: truth / f"state_{s:03d}.mrc" for s in present}
-    numbers, sources = particle_maps(run, rows)
-    if rows.numbered("hetLatent") is not None and not np.any(numbers != CONSENSUS):
-        notes.append("fsc_auc_per_image: the consensus map stands for every particle, whatever its latents.")
-    frame = Frame.of(paths[present[0]], next(iter(sources.values())))
+    first = int(numbers[0])
+    frame = Frame.of({str(paths[present[0]]): read_map(paths[present[0]]), "the run's maps": found.read(first)})
     weights = None if mask is None else masks.from_file(mask, frame.size, frame.spacing)
 
     def true_map(state: int) -> np.ndarray:
-        return frame.load(paths[state])
+        return frame.fitted(read_map(paths[state]), str(paths[state]))
 
-    maps = {n: frame.load(p) for n, p in sources.items()}
-    shares = {n: float((numbers == n).mean()) for n in maps}
-    if CONSENSUS not in maps:
-        maps[CONSENSUS] = np.sum([shares[n] * m for n, m in maps.items()], axis=0)
+    def own_map(number: int) -> np.ndarray:
+        return frame.fitted(found.read(number), f"map {number} of the run")
+
+    consensus = _consensus(run, frame, own_map, numbers)
+    move = None
     if aligned:
         mean = np.zeros((frame.size,) * 3, np.float32)
         for s in present:
             mean += np.float32((states == s).mean()) * true_map(s)
-        move = align(maps[CONSENSUS], mean, frame.spacing, hands=True)
-        maps = {n: move.apply(m, frame.spacing) for n, m in maps.items()}
+        move = align(consensus, mean, frame.spacing, hands=True)
         notes.append(_describe(move))
+
+    @lru_cache(maxsize=MAPS)
+    def run_map(number: int) -> np.ndarray:
+        values = consensus if number == CONSENSUS else own_map(number)
+        return values if move is None else move.apply(values, frame.spacing)
 
     def score(load: Callable[[int], np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return metrics.pair_scores(load, true_map, np.stack([chosen, states], axis=1), frame.spacing, weights)
 
-    areas, resolutions = score(maps.__getitem__, numbers)
-    floor = score(maps.__getitem__, np.full_like(numbers, CONSENSUS))[0].mean()
+    areas, resolutions = score(run_map, numbers)
+    floor = score(run_map, np.full_like(numbers, CONSENSUS))[0].mean()
     ceiling = score(true_map, states)[0].mean()
     words = (
         "mean area under the FSC of each image's map with its true map; floor: the consensus map, ceiling: the truth"
     )
-    found = [
+    scores = [
         Score("fsc_auc_per_image", float(areas.mean()), words, float(floor), float(ceiling)),
         Score(
             "resolution_05",
@@ -233,7 +240,28 @@ def _map_scores(
             frame.size * frame.spacing / ((frame.size - 1) // 2),
         ),
     ]
-    return frame, found + _half_scores(run, mask, notes)
+    return frame, scores + _half_scores(run, mask, notes)
+
+
+def _scored(found: ParticleMaps, states: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Rows whose maps are compared: all, or where each has a map of its own, some spread evenly over the states."""
+    if not found.continuous or len(states) <= IMAGES:
+        return np.arange(len(states))
+    notes.append(f"fsc_auc_per_image, resolution_05: of {IMAGES} particles in proportion to the states.")
+    order = np.argsort(states, kind="stable")
+    return np.sort(order[np.linspace(0, len(states) - 1, IMAGES).astype(int)])
+
+
+def _consensus(
+    run: RunDirectory, frame: Frame, own_map: Callable[[int], np.ndarray], numbers: np.ndarray
+) -> np.ndarray:
+    """The run's consensus map, else the mean of the particles' maps."""
+    if run.map.is_file():
+        return frame.fitted(read_map(run.map), str(run.map))
+    mean = np.zeros((frame.size,) * 3, np.float32)
+    for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+        mean += np.float32(count / len(numbers)) * own_map(int(number))
+    return mean
 
 
 def _describe(move: Alignment) -> str:
@@ -257,26 +285,3 @@ def _half_scores(run: RunDirectory, mask: Path | None, notes: list[str]) -> list
         words += f"; it comes back above at {', '.join(f'{r:.1f}' for r in crossing.recrossings)}"
     limit = len(a.values) * a.spacing / ((len(a.values) - 1) // 2)
     return [Score("resolution_0143", crossing.resolution, words, None, limit)]
-
-
-def particle_maps(run: RunDirectory, rows: Rows) -> tuple[np.ndarray, dict[int, Path]]:
-    """The map of each particle: its most probable class, else the consensus map (number 0).
-
-    Returns:
-        Number of its map for each particle, (particles,); files by number, the consensus map among them if it exists.
-
-    Raises:
-        DataError: if a map is missing.
-    """
-    numbers = np.full(len(rows.table), CONSENSUS)
-    classes = rows.numbers("hetClass")
-    if classes is not None and (np.ptp(classes) > 0 or run.class_map(int(classes[0])).is_file()):
-        numbers = classes.astype(int)
-    used = np.unique(numbers).tolist()
-    sources = {n: run.map if n == CONSENSUS else run.class_map(n) for n in used}
-    for path in sources.values():
-        if not path.is_file():
-            raise DataError(f"{path}: this map of the run is missing. Did the fit end?")
-    if run.map.is_file():
-        sources[CONSENSUS] = run.map
-    return numbers, sources

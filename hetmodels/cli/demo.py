@@ -12,7 +12,9 @@ _FIT = ["--set", "engine.iterations=20"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("-o", "--output", type=Path, default=Path("hetmodels-demo"), metavar="DIR", help="where to work")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("hetmodels-demo"), metavar="DIR", help="where to work"
+    )
     parser.add_argument("-n", type=int, default=3000, metavar="N", help="number of images (default 3000)")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     json_option(parser)
@@ -26,10 +28,35 @@ def run(args: argparse.Namespace) -> int:
     begun, folder = time.time(), args.output
     star, again = folder / "particles.star", ["--overwrite"] if args.overwrite else []
     steps = [
-        ["simulate", str(star), "--phantom", "3", "-n", str(args.n), "--box", "32", "--pixel", "6", "--snr", "0.1", *again],
+        [
+            "simulate",
+            str(star),
+            "--phantom",
+            "3",
+            "-n",
+            str(args.n),
+            "--box",
+            "32",
+            "--pixel",
+            "6",
+            "--snr",
+            "0.1",
+            *again,
+        ],
         ["inspect", str(star)],
         ["fit", str(star), "--family", "homogeneous", "-o", str(folder / "homogeneous"), *_FIT, *again],
-        ["fit", str(star), "--family", "classes", "--set", "family.classes=3", "-o", str(folder / "classes"), *_FIT, *again],
+        [
+            "fit",
+            str(star),
+            "--family",
+            "classes",
+            "--set",
+            "family.classes=3",
+            "-o",
+            str(folder / "classes"),
+            *_FIT,
+            *again,
+        ],
         ["evaluate", str(folder / "homogeneous"), "--truth", str(folder / "particles.truth")],
         ["evaluate", str(folder / "classes"), "--truth", str(folder / "particles.truth")],
     ]
@@ -40,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         status = main(words)
         if status:
             return status
-    print(f"\nThe demo took {time.time() - begun:.0f} s. Its runs are in {folder}/; look at {folder}/classes/volumes/*.mrc,", file=sys.stderr)
+    print(
+        f"\nThe demo took {time.time() - begun:.0f} s. Its runs are in {folder}/; look at {folder}/classes/volumes/*.mrc,",
+        file=sys.stderr,
+    )
     print("then try your own: hetmodels inspect particles.star; hetmodels fit particles.star -o run", file=sys.stderr)
     return 0

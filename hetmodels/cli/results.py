@@ -16,7 +16,9 @@ from hetmodels.run_directory import RunDirectory
 _FEWEST_SHELLS = 4
 
 
-def write_results(run: RunDirectory, posterior: Posterior, particles: Particles, mask: np.ndarray | None) -> dict[str, Any]:
+def write_results(
+    run: RunDirectory, posterior: Posterior, particles: Particles, mask: np.ndarray | None
+) -> dict[str, Any]:
     """Write everything; returns the metrics."""
     run.volumes.mkdir(exist_ok=True)
     posterior.save(run.posterior)
@@ -55,7 +57,9 @@ def particle_columns(posterior: Posterior) -> dict[str, np.ndarray]:
     return columns
 
 
-def _write_maps(run: RunDirectory, posterior: Posterior, particles: Particles, mask: np.ndarray | None) -> dict[str, Any]:
+def _write_maps(
+    run: RunDirectory, posterior: Posterior, particles: Particles, mask: np.ndarray | None
+) -> dict[str, Any]:
     size, spacing = particles.size, particles.spacing
     family = posterior.family
     if family is None:
@@ -96,7 +100,10 @@ def _write_validation(
     write_fsc_star(run.fsc, found)
     curve = found.final
     crossing = curve.resolution(0.143)
-    metrics = {"resolution_0143": crossing.resolution, "resolution_0143_unmasked": found.unmasked.resolution(0.143).resolution}
+    metrics = {
+        "resolution_0143": crossing.resolution,
+        "resolution_0143_unmasked": found.unmasked.resolution(0.143).resolution,
+    }
     line = guinier_fit(joined, curve)
     bfactor = line.bfactor if line is not None and line.shells >= _FEWEST_SHELLS else 0.0
     write_map(run.sharpened, sharpen(joined, curve, bfactor).astype(np.float32), spacing)

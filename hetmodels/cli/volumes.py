@@ -1,22 +1,40 @@
-"""`hetmodels volumes RUN -o DIR --classes / --particles 0,17`: maps of a run and a ChimeraX script that opens them."""
+"""`hetmodels volumes RUN -o DIR --at 0.5,0 / --along 1 -n 10 / --particles 0,17 / --classes`: maps of a run."""
 
 import argparse
+import math
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hetmodels.cli.common import emit, json_option, new_folder
+from hetmodels.cli.common import emit, json_option, new_folder, number
 from hetmodels.errors import UsageError
 from hetmodels.run_directory import RunDirectory, write_text
+
+if TYPE_CHECKING:
+    from hetmodels.data.maps import Map
+    from hetmodels.posterior import Posterior
+
+Maps = dict[str, Callable[[], "Map"]]  # file name -> what makes the map
+TAIL = 0.05  # share of the particles beyond either end of a path along an axis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # lets -0.5,0 follow an option, as in Python 3.14
     parser.add_argument("run_path", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the maps")
     which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--at", type=point, action="append", metavar="Z1,Z2", help="the map at these latents; may be repeated"
+    )
+    which.add_argument("--along", type=number(int, 1), metavar="AXIS", help="maps along a latent axis, counted from 1")
     which.add_argument("--classes", action="store_true", help="the map of every class")
     which.add_argument(
         "--particles", type=rows, metavar="0,17,40", help="the map of each of these particles, counted from 0"
     )
+    parser.add_argument("-n", type=number(int, 2), metavar="N", help="maps along the axis (default 10)")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     json_option(parser)
 
@@ -33,15 +51,32 @@ def rows(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
+def point(text: str) -> tuple[float, ...]:
+    """Coordinates of a comma-separated list.
+
+    >>> point("-0.5,0")
+    (-0.5, 0.0)
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"must be finite numbers joined by commas, got {text!r}")
+    return values
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the maps and the script."""
-    from hetmodels.data.maps import read_map, write_map
+    from hetmodels.data.maps import write_map
 
+    if args.n is not None and args.along is None:
+        raise UsageError("volumes: -n is the number of maps along an axis; it needs --along.")
     source = RunDirectory.open(args.run_path)
-    chosen = class_files(source) if args.classes else particle_files(source, args.particles)
+    chosen = _chosen(source, args)
     folder = new_folder(args.output, args.overwrite)
-    for name, path in chosen.items():
-        found = read_map(path)
+    for name, make in chosen.items():
+        found = make()
         write_map(folder / name, found.values, found.spacing, found.origin)
     script = folder / "volumes.cxc"
     write_text(script, chimerax(list(chosen)))
@@ -50,39 +85,104 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def class_files(source: RunDirectory) -> dict[str, Path]:
-    """Class maps of the run by the name they get, class_001.mrc ….
+def _chosen(source: RunDirectory, args: argparse.Namespace) -> Maps:
+    if args.classes:
+        return class_maps(source)
+    if args.particles:
+        return maps_of_particles(source, args.particles)
+    from hetmodels.posterior import Posterior
+
+    if not source.posterior.is_file():
+        raise UsageError(f"{source.path}: --at and --along need posterior.nc, which the run lacks. Did it end?")
+    posterior = Posterior.load(source.posterior)
+    if not posterior.local or not posterior.local["mean"].shape[1]:
+        raise UsageError(
+            f"{source.path}: --at and --along need continuous latents, which {type(posterior.family).__name__} has "
+            "not. Its maps are given by --classes or --particles."
+        )
+    return maps_at(posterior, args.at) if args.at else maps_along(posterior, args.along, args.n or 10)
+
+
+def class_maps(source: RunDirectory) -> Maps:
+    """Maps of the classes of a run, class_001.mrc ….
 
     Raises:
         UsageError: if the run has no classes.
     """
-    paths = sorted(source.volumes.glob("class_[0-9]*.mrc"))
-    if not paths:
-        raise UsageError(f"{source.path}: --classes needs a run with classes; its map is {source.map}.")
-    return {path.name: path for path in paths}
+    from hetmodels.analysis.particle_maps import particle_maps
+
+    found = particle_maps(source)
+    if not found.classes:
+        raise UsageError(f"{source.path}: --classes needs a run with classes, this one has none.")
+    return {f"class_{k:03d}.mrc": partial(found.read, k) for k in found.classes}
 
 
-def particle_files(source: RunDirectory, particles: tuple[int, ...]) -> dict[str, Path]:
-    """The map of each particle, by the name it gets: that of its most probable class, else the run's one map.
+def maps_of_particles(source: RunDirectory, particles: tuple[int, ...]) -> Maps:
+    """The map of each particle: at its latents, of its most probable class, or the one map of the run.
 
     Raises:
-        UsageError: if there is no such particle, or particles have continuous latents.
+        UsageError: if there is no such particle, or its latents are known but not the maps that belong to them.
     """
-    from hetmodels.analysis.evaluation import particle_maps
+    from hetmodels.analysis.particle_maps import particle_maps
     from hetmodels.analysis.rows import Rows
 
     table = Rows.read(source.particles)
-    if table.numbered("hetLatent") is not None:
+    found = particle_maps(source, table)
+    if table.numbered("hetLatent") is not None and not found.continuous:
         raise UsageError(
-            f"{source.path}: --particles takes runs whose particles share maps, as classes do; this one has continuous "
-            "latents (_hetLatent1)."
+            f"{source.path}: particles with continuous latents (_hetLatent1) have maps of their own, for which the run "
+            f"needs its {source.posterior.name}."
         )
-    numbers, paths = particle_maps(source, table)
-    if max(particles) >= len(numbers):
+    if max(particles) >= len(found.numbers):
+        count = len(found.numbers)
         raise UsageError(
-            f"--particles: rows are counted from 0 and {source.particles} has {len(numbers)}, got {max(particles)}."
+            f"--particles: rows are counted from 0 and {source.particles} has {count}, got {max(particles)}."
         )
-    return {f"particle_{p:06d}.mrc": paths[int(numbers[p])] for p in particles}
+    return {f"particle_{p:06d}.mrc": partial(found.read, int(found.numbers[p])) for p in particles}
+
+
+def maps_at(posterior: "Posterior", points: list[tuple[float, ...]]) -> Maps:
+    """Maps at points of the latent space, at_001.mrc ….
+
+    Raises:
+        UsageError: if a point has not as many coordinates as the latents, or lies outside their support.
+    """
+    for z in points:
+        posterior.latent(z)
+    return {f"at_{i:03d}.mrc": partial(_map, posterior, z) for i, z in enumerate(points, 1)}
+
+
+def maps_along(posterior: "Posterior", axis: int, count: int) -> Maps:
+    """Maps along a latent axis, latent_1_00.mrc …: from the 5th to the 95th percentile of the particles.
+
+    The other coordinates stay at the particles' means.
+
+    Args:
+        posterior: of a family with continuous latents.
+        axis: counted from 1.
+        count: number of maps, evenly spaced.
+
+    Raises:
+        UsageError: if there is no such axis.
+    """
+    import numpy as np
+
+    mean = posterior.local["mean"]
+    if axis > mean.shape[1]:
+        raise UsageError(f"--along: latent axes are counted from 1 and there are {mean.shape[1]}, got {axis}.")
+    points = np.tile(mean.mean(0), (count, 1))
+    low, high = np.quantile(mean[:, axis - 1], [TAIL, 1 - TAIL])
+    points[:, axis - 1] = np.linspace(low, high, count)
+    name = RunDirectory("").latent_map
+    return {name(axis, i).name: partial(_map, posterior, z) for i, z in enumerate(points)}
+
+
+def _map(posterior: "Posterior", z: object) -> "Map":
+    import numpy as np
+
+    from hetmodels.data.maps import Map
+
+    return Map(posterior.map_at(z), posterior.box()[1], np.zeros(3))
 
 
 def chimerax(names: list[str]) -> str:

@@ -1,6 +1,8 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import starfile
@@ -10,7 +12,10 @@ from hetmodels.analysis import evaluation, fourier, fsc, metrics
 from hetmodels.analysis.rows import Rows
 from hetmodels.cli import main
 from hetmodels.data.maps import write_map
+from hetmodels.posterior import Posterior
 from hetmodels.run_directory import RunDirectory
+from hetmodels.tree import pytree
+from hetmodels.volumes.voxels import Voxels
 
 SIZE, SPACING, N = 16, 3.0, 90
 RNG = np.random.default_rng(0)
@@ -175,3 +180,34 @@ def test_what_does_not_fit_is_said_in_words(tmp_path, truth, capsys, spoil, mess
 
 def _write(truth, **columns):
     starfile.write({"particles": pd.DataFrame(columns)}, truth / "truth.star", overwrite=True)
+
+
+@pytree
+class Steps:
+    """A density that passes through the states as z goes from 0 to 2."""
+
+    def shared(self):
+        return {}
+
+    def conformation(self, shared):
+        return dist.Normal(0, 1)
+
+    def volume(self, shared, z):
+        share = jnp.clip(1 - jnp.abs(z - jnp.arange(3)), 0, 1)
+        return Voxels(jnp.tensordot(share, shared["states"], 1), SPACING)
+
+
+@pytest.mark.parametrize("images", [90, 30])
+def test_each_particle_with_latents_has_the_map_of_its_posterior(tmp_path, truth, capsys, monkeypatch, images):
+    monkeypatch.setattr(evaluation, "IMAGES", images)
+    run = make_run(tmp_path / "run", pd.DataFrame(angles() | {"hetLatent1": STATE - 1.0}), {})
+    shared = {"states": np.stack(list(states().values()))[None, None]}
+    local = {"mean": STATE[:, None] - 1.0}
+    Posterior(Steps(), shared, True, local, provenance={"box": SIZE, "spacing": SPACING}).save(run.posterior)
+    found = scored(capsys, run.path, "--truth", truth)
+    assert found["fsc_auc_per_image"] == pytest.approx(found["fsc_auc_ceiling"], abs=1e-4)
+    mean = sum(states().values()) / 3
+    floor = np.mean([fsc.area(fsc.cryobench_curve(mean, v), SIZE) for v in states().values()])
+    assert found["fsc_auc_floor"] == pytest.approx(floor, abs=1e-4)
+    main(["evaluate", str(run.path), "--truth", str(truth)])
+    assert ("of 30 particles" in capsys.readouterr().out) == (images == 30)

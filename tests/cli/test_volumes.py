@@ -1,6 +1,8 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import starfile
@@ -8,7 +10,12 @@ import starfile
 from hetmodels.cli import main
 from hetmodels.cli.volumes import chimerax
 from hetmodels.data.maps import read_map, write_map
+from hetmodels.families import Classes, Homogeneous
+from hetmodels.families.protocol import Frame
+from hetmodels.posterior import Posterior
 from hetmodels.run_directory import RunDirectory
+from hetmodels.tree import pytree, static
+from hetmodels.volumes.gaussians import Gaussians
 
 CLASS = [2, 1, 2, 2]
 
@@ -60,15 +67,126 @@ def test_wrong_calls(run, tmp_path, capsys, options, status, message):
 
 
 def test_a_run_without_classes_says_so(run, tmp_path, capsys):
-    for k in (1, 2):
-        run.class_map(k).unlink()
-    assert main(["volumes", str(run.path), "-o", str(tmp_path / "maps"), "--classes"]) == 2
+    words = ["volumes", str(run.path), "-o", str(tmp_path / "maps"), "--classes"]
+    run.class_map(2).unlink()
+    assert main(words) == 1
+    assert "class_002.mrc: this map of the run is missing" in capsys.readouterr().err
+    run.class_map(1).unlink()
+    starfile.write({"particles": pd.DataFrame({"rlnImageName": list("abcd")})}, run.particles, overwrite=True)
+    write_map(run.map, np.ones((8, 8, 8)), 2.5)
+    assert main(words) == 2
     assert "needs a run with classes" in capsys.readouterr().err
     assert main(["volumes", str(tmp_path), "-o", str(tmp_path / "maps"), "--classes"]) == 1
 
 
-def test_particles_with_continuous_latents_are_refused(run, tmp_path, capsys):
+def test_without_its_posterior_a_run_has_no_maps_at_latents(run, tmp_path, capsys):
     table = pd.DataFrame({"hetLatent1": [0.0, 1.0], "hetClass": [1, 2]})
     starfile.write({"particles": table}, run.particles, overwrite=True)
-    assert main(["volumes", str(run.path), "-o", str(tmp_path / "maps"), "--particles", "0"]) == 2
-    assert "continuous latents" in capsys.readouterr().err
+    for option in (["--particles", "0"], ["--at", "0.5"], ["--along", "1"]):
+        assert main(["volumes", str(run.path), "-o", str(tmp_path / "maps"), *option]) == 2
+        assert "posterior.nc" in capsys.readouterr().err
+
+
+# ---- from the posterior
+
+
+@pytree
+class Slide:
+    """A bead that moves along x by z1 and along y by z2 [Å]."""
+
+    width: float = static(default=3.0)
+
+    def shared(self):
+        return {}
+
+    def conformation(self, shared):
+        return dist.Normal(0, 10).expand([2]).to_event(1)
+
+    def volume(self, shared, z):
+        return Gaussians(jnp.pad(z, (0, 1))[None], shared["weight"][None], jnp.array([self.width]))
+
+
+def finished(run, family, shared, local):
+    count = len(local["mean"])
+    table = pd.DataFrame({"rlnImageName": [f"{i}@all.mrcs" for i in range(count)]})
+    starfile.write({"particles": table}, run.particles, overwrite=True)
+    shared = {name: np.asarray(value, np.float32)[None, None] for name, value in shared.items()}
+    Posterior(family, shared, True, local, provenance={"box": 16, "spacing": 2.5}).save(run.posterior)
+    return run
+
+
+@pytest.fixture
+def sliding(run):
+    z = np.stack([np.linspace(-5, 5, 41), np.full(41, 3.0)], axis=1)
+    return finished(run, Slide(), {"weight": 100.0}, {"mean": z, "held_out": np.zeros(41, bool)})
+
+
+def centre(path):
+    values = read_map(path).values.clip(0)
+    line = (np.arange(16) - 8) * 2.5
+    total = values.sum()
+    return [values.sum((0, 1)) @ line / total, values.sum((0, 2)) @ line / total]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--at", "-4.5,0", "--at", "2.5,5"], {"at_001.mrc": [-4.5, 0], "at_002.mrc": [2.5, 5]}),
+        (["--particles", "0,30"], {"particle_000000.mrc": [-5, 3], "particle_000030.mrc": [2.5, 3]}),
+        (
+            ["--along", "1", "-n", "3"],
+            {"latent_1_00.mrc": [-4.5, 3], "latent_1_01.mrc": [0, 3], "latent_1_02.mrc": [4.5, 3]},
+        ),
+    ],
+)
+def test_maps_at_latents_show_the_density_there(sliding, tmp_path, options, expected):
+    out = tmp_path / "maps"
+    assert main(["volumes", str(sliding.path), "-o", str(out), *options]) == 0
+    assert sorted(p.name for p in out.glob("*.mrc")) == list(expected)
+    for name, place in expected.items():
+        np.testing.assert_allclose(centre(out / name), place, atol=0.15)
+        assert read_map(out / name).spacing == 2.5
+
+
+def test_classes_come_from_the_posterior(run, tmp_path):
+    maps = np.arange(2)[:, None, None, None] + np.random.default_rng(0).normal(size=(2, 16, 16, 16))
+    family = Classes(classes=2, frame=Frame(16, 2.5, (1.0,) * 8))
+    local = {"mean": np.zeros((3, 0)), "responsibilities": np.array([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])}
+    finished(run, family, {"maps": maps, "weights": [0.5, 0.5]}, local)
+    out = tmp_path / "maps"
+    assert main(["volumes", str(run.path), "-o", str(out), "--classes"]) == 0
+    assert main(["volumes", str(run.path), "-o", str(out), "--particles", "1,2", "--overwrite"]) == 0
+    read = {p.name: read_map(p).values for p in out.glob("*.mrc")}
+    np.testing.assert_array_equal(read["particle_000001.mrc"], read["class_001.mrc"])
+    np.testing.assert_array_equal(read["particle_000002.mrc"], read["class_002.mrc"])
+    inside = np.s_[6:10, 6:10, 6:10]
+    np.testing.assert_allclose(np.diff(read["class_002.mrc"][inside] - maps[1][inside], axis=0), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "1"], "z must be z (2 numbers), got 1"),
+        (["--at", "1,x"], "must be finite numbers"),
+        (["--along", "3"], "there are 2, got 3"),
+        (["--classes"], "needs a run with classes"),
+        (["--particles", "41"], "has 41, got 41"),
+        (["--particles", "1", "-n", "4"], "needs --along"),
+    ],
+)
+def test_wrong_latents(sliding, tmp_path, capsys, options, message):
+    assert main(["volumes", str(sliding.path), "-o", str(tmp_path / "maps"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_latents_of_a_run_that_has_none(run, tmp_path, capsys):
+    family = Homogeneous(frame=Frame(16, 2.5, (1.0,) * 8))
+    finished(run, family, {"map": np.zeros((16, 16, 16))}, {"mean": np.zeros((3, 0))})
+    assert main(["volumes", str(run.path), "-o", str(tmp_path / "maps"), "--at", "1"]) == 2
+    assert "need continuous latents, which Homogeneous has not" in capsys.readouterr().err
+
+
+def test_posterior_and_table_must_belong_together(sliding, tmp_path, capsys):
+    starfile.write({"particles": pd.DataFrame({"rlnImageName": list("ab")})}, sliding.particles, overwrite=True)
+    assert main(["volumes", str(sliding.path), "-o", str(tmp_path / "maps"), "--particles", "0"]) == 1
+    assert "found 41 and 2" in capsys.readouterr().err
