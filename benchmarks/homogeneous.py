@@ -58,7 +58,10 @@ def main(folder):
             other = truth_fsc(mrcfile.read(out), truth)
             use = other > 0.143
             use[0] = False
-            row |= {"wall_ratio": spent["wall_s"] / row["relion"]["wall_s"], "worst_fsc_difference": float((found - other)[use].min())}
+            row |= {
+                "wall_ratio": spent["wall_s"] / row["relion"]["wall_s"],
+                "worst_fsc_difference": float((found - other)[use].min()),
+            }
         record("homogeneous 10,000 x 64^2", **row)
 
 

@@ -1,5 +1,6 @@
 """First guesses from the images themselves: the noise spectrum of each group and the power of the map."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from hetmodels.data.particles import Particles
@@ -46,7 +47,7 @@ def _corner_power(images: np.ndarray, disc: Disc) -> np.ndarray:
     line = np.arange(disc.size) - disc.size // 2
     radius = np.hypot(line[:, None], line) / disc.size
     mask = np.clip((radius - _CORNER) * disc.size / 2, 0, 1)
-    cut = np.asarray(disc.forward(np.asarray(disc.inverse(images)) * mask))
+    cut = np.asarray(disc.forward(disc.inverse(jnp.asarray(images)) * mask))
     return np.abs(cut) ** 2 / np.mean(mask**2)
 
 

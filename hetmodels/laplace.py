@@ -51,9 +51,7 @@ def maximum(log_joint: Callable[[Array], Array], start: Array) -> tuple[Array, A
     return mode, (vectors * jnp.maximum(values, 1e-6)) @ vectors.T + 1e-9 * eye
 
 
-def integrate(
-    key: Array, log_joint: Callable[[Array], Array], centre: Array, precision: Array, draws: int
-) -> Weighted:
+def integrate(key: Array, log_joint: Callable[[Array], Array], centre: Array, precision: Array, draws: int) -> Weighted:
     """Importance sampling with a multivariate t about a centre.
 
     Args:

@@ -36,10 +36,13 @@ class Local:
         responsibilities: posterior probability of each node of a gridded latent, (rows, nodes).
         contrast: posterior mean of the contrast, (rows,).
         outlier: posterior probability of junk, (rows,).
-        rotation: mean rotation, (rows, 3, 3).
-        shift: mean content shift [Å], (rows, 2).
+        rotation: mean rotation, or the likeliest of a search, (rows, 3, 3).
+        shift: mean content shift [Å], or the likeliest, (rows, 2).
         log_evidence: log p(y | shared) - log p(y | noise only), (rows,).
         log_evidence_se: its Monte-Carlo standard error, 0 where exact, (rows,).
+        rotation_top: the likeliest rotations of a search, (rows, K, 3, 3); the one above otherwise, K = 1.
+        shift_top: their content shifts [Å], (rows, K, 2).
+        weight_top: their posterior mass, (rows, K).
     """
 
     mean: Array
@@ -51,6 +54,9 @@ class Local:
     shift: Array
     log_evidence: Array
     log_evidence_se: Array
+    rotation_top: Array
+    shift_top: Array
+    weight_top: Array
 
 
 @pytree
@@ -104,7 +110,7 @@ def mixing_pairs(family: Any, shared: Shared) -> Pairs:
     if isinstance(family, Gaussian) or not isinstance(family, Gridded):
         return every
     with jax.ensure_compile_time_eval():
-        design = jax.vmap(family.design)(family.grids(shared)[0])
+        design = jax.vmap(family.design)(family.grids(shared)[0])  # type: ignore[attr-defined]
     if isinstance(design, jax.core.Tracer):
         return every
     together = np.einsum("nl,nm->lm", np.abs(design), np.abs(design))
@@ -194,7 +200,7 @@ def design_moments(
         return _gaussian_moments(family.latent_covariance(shared), h, gram, contrast)
     if isinstance(family, Gridded):
         nodes, log_weights = family.grids(shared)
-        design = jax.vmap(family.design)(nodes)
+        design = jax.vmap(family.design)(nodes)  # type: ignore[attr-defined]
     else:
         design, log_weights = family.design(None)[None], jnp.zeros(1)
     linear = h @ design.T
@@ -304,4 +310,7 @@ def exact_local(
         batch.shift,
         total,
         jnp.zeros_like(total),
+        batch.rotation[:, None],
+        batch.shift[:, None],
+        jnp.ones_like(total)[:, None],
     )

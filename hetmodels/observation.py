@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -12,7 +13,8 @@ from jax import Array
 from hetmodels.data.batch import Batch
 from hetmodels.imaging.grids import Disc
 from hetmodels.imaging.likelihood import contrast_ratio
-from hetmodels.imaging.rotations import from_rotvec
+from hetmodels.imaging.rotations import from_quaternion, from_rotvec
+from hetmodels.tree import pytree
 
 
 class Pose(Protocol):
@@ -64,6 +66,128 @@ class Refined:
         return moved, shift + latents["shift"]
 
 
+@pytree
+class PoseTable:
+    """The best poses found so far of every particle of a set, numpy, heaviest first.
+
+    Attributes:
+        rotation: (N, K, 3, 3).
+        shift: content shifts [Å], (N, K, 2).
+        weight: posterior mass, (N, K); all 0 for particles not searched yet.
+        discarded: posterior mass that the last search set aside, (N,).
+        levels: how often cells of the first grid are split.
+        limit: band that is searched with, in Fourier pixels.
+        shell: best resolution so far, in Fourier pixels.
+        waited: passes without a better one.
+    """
+
+    rotation: Any
+    shift: Any
+    weight: Any
+    discarded: Any
+    levels: Any
+    limit: Any
+    shell: Any
+    waited: Any
+
+    def fill(self, index: np.ndarray, found: Any) -> None:
+        """Take over the best of the `Candidates` found for some particles, in place."""
+        best = self.weight.shape[1]
+        for name in ("rotation", "shift", "weight"):
+            getattr(self, name)[index] = getattr(found, name)[:, :best]
+        self.discarded[index] = found.discarded
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """Poses are unknown: uniform rotations, Gaussian shifts about zero; the file's poses are not looked at.
+
+    They are searched on a grid that is refined where an image's posterior lies (`hetmodels.search`).
+
+    Attributes:
+        order: HEALPix order of the grid over all rotations, steps of 60 degrees / 2^order.
+        oversampling: how often its kept cells are split at first; engines that refine split further.
+        shift_range: largest shift along any direction [px].
+        shift_step: step of the first grid of shifts [px]; it is halved with every split.
+        shift_sd: prior spread of the shifts per axis [px].
+        mass: posterior mass that a search keeps before it splits.
+        kept: rotations that are split per image at most.
+        poses: poses per image that count in a reconstruction at most.
+        top: poses per image that are kept in the results.
+        local: order from which engines search about the last pose instead of everywhere.
+        perturb: turn and move the grid at random, anew in each batch.
+        spacing: pixel size [Å], set by `fit`.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+
+    order: int = 2
+    oversampling: int = 1
+    shift_range: float = 5.0
+    shift_step: float = 2.0
+    shift_sd: float = 2.0
+    mass: float = 0.999
+    kept: int = 128
+    poses: int = 32
+    top: int = 8
+    local: int = 5
+    perturb: bool = True
+    spacing: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.order <= 5 or not 0 <= self.oversampling <= 4:
+            raise ValueError(f"Unknown: order must lie in 0 … 5 and oversampling in 0 … 4, got {self!r}.")
+        if not (self.shift_step > 0 and self.shift_sd > 0 and self.shift_range >= 0):
+            raise ValueError(f"Unknown: shift_step and shift_sd must be positive, shift_range not negative: {self!r}.")
+        if not 0 < self.mass <= 1 or min(self.kept, self.poses, self.top) < 1:
+            raise ValueError(f"Unknown: mass must lie in (0, 1], kept, poses and top must be at least 1, got {self!r}.")
+
+    def framed(self, spacing: float) -> "Unknown":
+        """With the pixel size of the data [Å]."""
+        return dataclasses.replace(self, spacing=float(spacing))
+
+    @property
+    def pixel(self) -> float:
+        """Pixel size [Å]."""
+        if self.spacing is None:
+            raise ValueError("Unknown: the pixel size is not known yet; `fit` sets it from the data, or give spacing=.")
+        return self.spacing
+
+    def prior(self) -> dict[str, dist.Distribution]:
+        """`rotation`: a quaternion of any length (4,), uniform in direction; `shift` (2,) [Å]."""
+        return {
+            "rotation": dist.Normal(0.0, 1.0).expand([4]).to_event(1),
+            "shift": dist.Normal(0.0, self.shift_sd * self.pixel).expand([2]).to_event(1),
+        }
+
+    def place(self, latents: dict[str, Array], rotation: Array, shift: Array) -> tuple[Array, Array]:
+        """The latents alone."""
+        return from_quaternion(latents["rotation"]), latents["shift"]
+
+    def table(self, problem: Any) -> PoseTable:
+        """An empty table for the particles of a problem."""
+        rows, limit = len(problem.particles), problem.observation.disc.limit
+        rotation, shift = np.zeros((rows, self.top, 3, 3), np.float32), np.zeros((rows, self.top, 2), np.float32)
+        numbers = (np.asarray(n) for n in (self.oversampling, limit, 0, 0))
+        return PoseTable(rotation, shift, np.zeros((rows, self.top), np.float32), np.zeros(rows, np.float32), *numbers)
+
+    def refresh(self, key: Array | None, templates: Any, batch: Batch, table: PoseTable, copy: Array | None) -> Any:
+        """Search the poses of a batch: `hetmodels.search.Candidates`.
+
+        Args:
+            key: random key of the grid's place; None leaves it where it is.
+            templates: maps and noise, `hetmodels.scoring.Templates`.
+            batch: the images.
+            table: says how fine and with which band, and where to search once that is done about the last pose.
+            copy: which copy of the maps each image is compared with, (rows,); the first if None.
+        """
+        from hetmodels import search
+
+        key = key if self.perturb else None
+        return search.refresh(self, key, templates, batch, table, copy)
+
+
 @dataclasses.dataclass(frozen=True)
 class Radial:
     """Noise with an unknown radial spectrum per optics group, point-estimated (site `noise`, a param).
@@ -107,7 +231,9 @@ class Contrast:
 
     def __post_init__(self) -> None:
         if not self.sd > 0:
-            raise ValueError(f"Contrast: the spread must be positive, got {self.sd}; leave contrast out to fix it at 1.")
+            raise ValueError(
+                f"Contrast: the spread must be positive, got {self.sd}; leave contrast out to fix it at 1."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,6 @@ import numpyro.distributions as dist
 from hetmodels.errors import DataError, UsageError, did_you_mean
 from hetmodels.volumes.protocol import Volume
 
-SOLVENT_RADIUS = 0.47  # of the box edge; what lies outside holds no molecule
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
@@ -125,9 +123,8 @@ class Posterior:
         return self._need_family().volume(self.shared_point(), self.latent(z))
 
     def map_at(self, z: Any = None) -> np.ndarray:
-        """Voxels of `volume_at(z)` in the box of the data, float32; the solvent averages zero."""
-        size, spacing = self.box()
-        return solvent_zero(np.asarray(self.volume_at(z).density(size, spacing)))
+        """Voxels of `volume_at(z)` in the box of the data."""
+        return np.asarray(self.volume_at(z).density(*self.box()))
 
     def box(self) -> tuple[int, float]:
         """Box edge in pixels and pixel size [Å] of the data.
@@ -222,14 +219,6 @@ class Posterior:
         facts = self._facts() | {name: f"{v.shape[2:]} {v.dtype}" for name, v in self.shared.items()}
         cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
         return f"<table><caption>Posterior</caption>{cells}</table>"
-
-
-def solvent_zero(values: np.ndarray) -> np.ndarray:
-    """A map (N, N, N) moved by a constant, which images do not hold, so that its solvent averages zero; float32."""
-    size = values.shape[-1]
-    line = np.arange(size) - size // 2
-    outside = line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 > (SOLVENT_RADIUS * size) ** 2
-    return (values - values[outside].mean()).astype(np.float32)
 
 
 def _described(laws: dict[str, dist.Distribution]) -> str:

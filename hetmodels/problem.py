@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from jax.flatten_util import ravel_pytree
@@ -19,10 +18,12 @@ from numpyro.infer.util import log_density as numpyro_log_density
 from hetmodels.data.batch import Batch
 from hetmodels.data.particles import Particles
 from hetmodels.errors import UsageError
+from hetmodels.families.protocol import Linear
 from hetmodels.laplace import Weighted, integrate, maximum
 from hetmodels.local import Local, exact_local
 from hetmodels.model import Observed, PerParticle, collapsible, generative, image_ratio, observed, render
 from hetmodels.observation import Observation
+from hetmodels.search import searched_local
 
 Sites = dict[str, Array]
 _DRAWS = 200
@@ -76,7 +77,8 @@ class PlainProblem:
         return {
             name: site
             for name, site in trace.items()
-            if (site["type"] == "sample" and not site["is_observed"]) or (site["type"] == "param" and name not in self.given)
+            if (site["type"] == "sample" and not site["is_observed"])
+            or (site["type"] == "param" and name not in self.given)
         }
 
     def example(self) -> Any:
@@ -187,7 +189,7 @@ class ParticleProblem(PlainProblem):
         """Number of training particles."""
         return len(self.training)
 
-    def model(self, batch: Batch) -> Any:
+    def model(self, batch: Any) -> Any:
         """The generative model of a batch, with the given sites fixed."""
 
         def full() -> Any:
@@ -261,9 +263,11 @@ class ParticleProblem(PlainProblem):
             volume, log_prior = family.volume(shared, None), 0.0
         else:
             volume = PerParticle(jax.vmap(lambda z: family.volume(shared, z))(z))
-            log_prior = sum(jax.vmap(law.log_prob)(z[name]) for name, law in _named(prior).items()) if isinstance(
-                prior, dict
-            ) else jax.vmap(prior.log_prob)(z)
+            log_prior = (
+                sum(jax.vmap(law.log_prob)(z[name]) for name, law in _named(prior).items())
+                if isinstance(prior, dict)
+                else jax.vmap(prior.log_prob)(z)
+            )
         for name, law in self.observation.pose.prior().items():
             log_prior = log_prior + jax.vmap(law.log_prob)(poses[name])
         data = self.observed(shared, batch)
@@ -275,12 +279,18 @@ class ParticleProblem(PlainProblem):
         rows = len(batch.weight)
         key_z, key_p, key_a, key_n = jax.random.split(key, 4)
         prior, laws = family.conformation(shared), self.observation.pose.prior()
-        z = None if prior is None else jax.tree.map(
-            lambda law: law.sample(key_z, (rows,)), prior, is_leaf=lambda law: isinstance(law, dist.Distribution)
+        z = (
+            None
+            if prior is None
+            else jax.tree.map(
+                lambda law: law.sample(key_z, (rows,)), prior, is_leaf=lambda law: isinstance(law, dist.Distribution)
+            )
         )
         poses = {name: law.sample(jax.random.fold_in(key_p, i), (rows,)) for i, (name, law) in enumerate(laws.items())}
-        volume = family.volume(shared, None) if prior is None else PerParticle(
-            jax.vmap(lambda z: family.volume(shared, z))(z)
+        volume = (
+            family.volume(shared, None)
+            if prior is None
+            else PerParticle(jax.vmap(lambda z: family.volume(shared, z))(z))
         )
         data = self.observed(shared, batch)
         model = render(volume, data, poses)
@@ -293,8 +303,9 @@ class ParticleProblem(PlainProblem):
     def infer(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any = None) -> Local:
         """Integrate every particle's latents and pose with the shared values given.
 
-        Exact where the family is linear with enumerated or Gaussian latents at known poses; otherwise importance
-        sampling about the Laplace approximation, or about `proposal`.
+        Exact where the family is linear with enumerated or Gaussian latents at known poses; unknown poses of such a
+        family are searched (not under `jax.jit`); otherwise importance sampling about the Laplace approximation, or
+        about `proposal`.
 
         Args:
             key: random key, used only where it samples.
@@ -302,10 +313,16 @@ class ParticleProblem(PlainProblem):
             batch: the particles.
             proposal: means (rows, dims) and precisions (rows, dims, dims) of unconstrained latents to sample about.
         """
-        family = self._need_family("infer")
-        if collapsible(family, shared, self.observation):
-            return exact_local(family, shared, batch, self.observation, shared["noise"], shared.get("junk"))
+        family, obs = self._need_family("infer"), self.observation
+        if collapsible(family, shared, obs) or self.searches:
+            integrate_all = searched_local if self.searches else exact_local
+            return integrate_all(family, shared, batch, obs, shared["noise"], shared.get("junk"))
         return self._sampled(key, shared, batch, proposal)
+
+    @property
+    def searches(self) -> bool:
+        """Whether poses are unknown and found by search."""
+        return hasattr(self.observation.pose, "refresh") and isinstance(self.family, Linear)
 
     def _sampled(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any) -> Local:
         laws = _named(self.family.conformation(shared)) | {
@@ -315,15 +332,14 @@ class ParticleProblem(PlainProblem):
         flat, unravel = ravel_pytree(example)
 
         def split(u: Array) -> tuple[Any, Sites, Array]:
-            raw, log_det, out = unravel(u), 0.0, {}
+            raw, log_det, out = unravel(u), jnp.zeros(()), {}
             for name, law in laws.items():
                 transform = biject_to(law.support)
                 out[name] = transform(raw[name])
                 log_det = log_det + jnp.sum(transform.log_abs_det_jacobian(raw[name], out[name]))
             poses = {name[5:]: v for name, v in out.items() if name.startswith("pose_")}
-            z = {name: v for name, v in out.items() if not name.startswith("pose_")}
-            z = z["z"] if set(z) == {"z"} else (z or None)
-            return z, poses, jnp.asarray(log_det)
+            named = {name: v for name, v in out.items() if not name.startswith("pose_")}
+            return named["z"] if set(named) == {"z"} else (named or None), poses, log_det
 
         def row(u: Array, one: Batch) -> Array:
             z, poses, log_det = split(u)
@@ -340,8 +356,10 @@ class ParticleProblem(PlainProblem):
     def _summary(self, posterior: Weighted, split: Callable, shared: dict[str, Array], batch: Batch) -> Local:
         def each(draws: Array, weights: Array, rotation: Array, shift: Array) -> tuple[Array, ...]:
             z, poses, _ = jax.vmap(split)(draws)
-            latents = jnp.zeros((len(draws), 0)) if z is None else jnp.concatenate(
-                [leaf.reshape(len(draws), -1) for leaf in jax.tree.leaves(z)], axis=1
+            latents = (
+                jnp.zeros((len(draws), 0))
+                if z is None
+                else jnp.concatenate([leaf.reshape(len(draws), -1) for leaf in jax.tree.leaves(z)], axis=1)
             )
             mean = weights @ latents
             spread = (latents - mean).T @ (weights[:, None] * (latents - mean))
@@ -364,13 +382,16 @@ class ParticleProblem(PlainProblem):
             shift,
             posterior.log_evidence - zero,
             posterior.log_evidence_se,
+            rotation[:, None],
+            shift[:, None],
+            jnp.ones((rows, 1)),
         )
 
     def _need_family(self, what: str) -> Any:
         if self.family is None:
             raise UsageError(
-                f"{what}: a plain model function does not say which of its sites are a particle's latents. Write it as a "
-                "Family (shared, conformation, volume) to have them integrated."
+                f"{what}: a plain model function does not say which of its sites are a particle's latents. Write it as "
+                "a Family (shared, conformation, volume) to have them integrated."
             )
         return self.family
 

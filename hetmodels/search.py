@@ -16,7 +16,10 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.imaging.poses import PosePrior, RotationGrid, Sphere, Tangent, shift_lattice, step_of
+from hetmodels.imaging.poses import PosePrior, RotationGrid, Sphere, Tangent, finest_order, shift_lattice, step_of
+from hetmodels.imaging.rotations import from_rotvec, uniform
+from hetmodels.local import Local, image_design
+from hetmodels.observation import Observation, PoseTable, Unknown, split_junk
 from hetmodels.scoring import Templates, bank_scores, bank_slices, image_side, mismatch, own_scores, slices_at
 from hetmodels.selection import Candidates, Cells, children, choose, finish, first
 from hetmodels.tree import pytree
@@ -144,6 +147,79 @@ def find_poses(
         found = _split(_Level(search, templates, number), job, grid, found)
         grid = grid.finer()
     return found
+
+
+def refresh(
+    pose: Unknown, key: Array | None, templates: Templates, batch: Batch, table: PoseTable, copy: Array | None
+) -> Candidates:
+    """See `Unknown.refresh`; about the last pose only where every image of the batch has one."""
+    levels, pixel, rows = int(table.levels), templates.observation.spacing, len(batch.weight)
+    how, index = _everywhere(pose, levels, int(table.limit), pixel), np.asarray(batch.index)
+    near = pose.order + levels >= pose.local and bool(np.all(table.weight[index, 0] > 0))
+    if near:
+        step = how.shift_step / 2 ** (levels - pose.oversampling)
+        how = dataclasses.replace(how, order=pose.order + levels - pose.oversampling, levels=pose.oversampling,
+                                  reach=3.0, shift_radius=2 * step, shift_step=step)  # fmt: skip
+    turn, move = jnp.eye(3), jnp.zeros(2)
+    if key is not None:
+        key_r, key_s = jax.random.split(key)
+        small = from_rotvec(step_of(how.order) * jax.random.uniform(key_r, (3,), minval=-0.5, maxval=0.5))
+        turn = small if near else uniform(key_r, 1)[0]
+        move = how.shift_step * jax.random.uniform(key_s, (2,), minval=-0.5, maxval=0.5)
+    rotation, shift = jnp.broadcast_to(turn, (rows, 3, 3)), jnp.broadcast_to(move, (rows, 2))
+    prior = PosePrior(rotation, jnp.zeros((rows, 2)), np.inf, pose.shift_sd * pixel)
+    if near:
+        rotation = jnp.matmul(turn, table.rotation[index, 0], precision=jax.lax.Precision.HIGHEST)
+        shift = table.shift[index, 0] + move
+    return find_poses(how, templates, batch, prior, rotation, shift, copy)
+
+
+def _everywhere(pose: Unknown, levels: int, limit: int, pixel: float) -> Search:
+    top = max(pose.poses, pose.top)
+    radius, step = pose.shift_range * pixel, pose.shift_step * pixel
+    return Search(pose.order, levels, limit, radius, step, pose.mass, pose.kept, top=top)
+
+
+def searched_local(
+    family: Any, shared: Any, batch: Batch, observation: Observation, noise: Array, junk: Array | None
+) -> Local:
+    """The posterior of a linear family's latents and of unknown poses, searched everywhere with the full band.
+
+    The grid is as fine as the band needs and stays where it is. The moments of the latents are those of the
+    heaviest poses, at most `poses` of them.
+    """
+    pose, limit, rows = observation.pose, observation.disc.limit, len(batch.weight)
+    levels = max(pose.oversampling, finest_order(limit) - pose.order)
+    how = _everywhere(pose, levels, limit, observation.spacing)
+    eye, zero = jnp.broadcast_to(jnp.eye(3), (rows, 3, 3)), jnp.zeros((rows, 2))
+    prior = PosePrior(eye, zero, np.inf, pose.shift_sd * observation.spacing)
+    found = find_poses(how, Templates.of(family, shared, observation, noise), batch, prior, eye, zero)
+    share = found.weight / found.weight.sum(1, keepdims=True)
+    total = None
+    for k in range(max(1, int((share > 0).sum(1).max()))):
+        turned = dataclasses.replace(batch, rotation=jnp.asarray(found.rotation[:, k]), shift=jnp.asarray(found.shift[:, k]))
+        part = _weighed(family, shared, turned, observation, noise, share[:, k])
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    mean, square, nodes, contrast = total
+    spread = square - mean[:, :, None] * mean[:, None, :]
+    variance = observation.pixel_variance(noise, batch.group)
+    evidence, clean = split_junk(jnp.asarray(found.log_evidence), observation, batch, variance, junk)
+    top = pose.top
+    return Local(
+        mean, spread, nodes, contrast, 1 - clean, found.rotation[:, 0], found.shift[:, 0], evidence,
+        jnp.zeros(rows), found.rotation[:, :top], found.shift[:, :top], found.weight[:, :top],
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames="observation")
+def _weighed(
+    family: Any, shared: Any, batch: Batch, observation: Observation, noise: Array, share: Array
+) -> tuple[Array, ...]:
+    """First and second moments of the latents, nodes and contrast at one pose per image, times its share."""
+    found, _ = image_design(family, shared, batch, observation, noise)
+    square = found.covariance + found.mean[:, :, None] * found.mean[:, None, :]
+    moments = (found.mean, square, found.responsibilities, found.contrast)
+    return tuple(m * share.reshape(-1, *[1] * (m.ndim - 1)) for m in moments)
 
 
 def _offsets(level: _Level, job: _Job) -> np.ndarray:

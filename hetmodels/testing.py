@@ -42,8 +42,10 @@ def check_volume(volume: Any, *, size: int = 32, spacing: float = 4.0, tolerance
     expected = np.asarray(disc.forward(density.sum(0)))
     eye = jnp.eye(3)
     found = np.asarray(jax.jit(lambda v: v.project(eye, grid))(volume))
-    assert found.shape == (disc.pixels,), f"project must give one value per grid point {disc.pixels}, got {found.shape}."
-    error = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
+    assert found.shape == (disc.pixels,), (
+        f"project must give one value per grid point {disc.pixels}, got {found.shape}."
+    )
+    error = np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30)
     assert error < tolerance, (
         f"project(I, grid) must be the orthonormal transform of density(D, a).sum(0): relative error {error:.2g}, "
         f"allowed {tolerance:.2g}. A constant factor points to a missing voxel size, a phase to another centre."
@@ -89,8 +91,12 @@ def _check_conformation(family: Any, shared: Any, key: Array) -> Any:
     prior = family.conformation(shared)
     laws = {} if prior is None else prior if isinstance(prior, dict) else {"z": prior}
     for name, law in laws.items():
-        assert isinstance(law, dist.Distribution), f"conformation: {name} must be a NumPyro distribution, got {type(law)}."
-        assert law.batch_shape == (), f"conformation: {name} is one particle's prior, its batch shape must be (), got {law.batch_shape}; use to_event."
+        assert isinstance(law, dist.Distribution), (
+            f"conformation: {name} must be a NumPyro distribution, got {type(law)}."
+        )
+        assert law.batch_shape == (), (
+            f"conformation: {name} is one particle's prior; its batch shape must be (), not {law.batch_shape} (to_event)."
+        )
     drawn = {name: law.sample(jax.random.fold_in(key, i), (_ROWS,)) for i, (name, law) in enumerate(laws.items())}
     if prior is None:
         return None
@@ -127,15 +133,21 @@ def _check_linear(family: Any, shared: Any, z: Any, observation: Observation, ba
     data = Observed(batch, observation, jnp.ones((1, observation.disc.shells)), None)
     for row in range(_ROWS):
         weights = family.design(_one(z, row))
-        assert weights.shape == (len(components),), f"design(z) must have shape ({len(components)},), got {weights.shape}."
-        direct = np.asarray(family.volume(shared, _one(z, row)).project(batch.rotation[row], observation.disc.grid(observation.spacing)))
+        assert weights.shape == (len(components),), (
+            f"design(z) must have shape ({len(components)},), got {weights.shape}."
+        )
+        direct = np.asarray(
+            family.volume(shared, _one(z, row)).project(batch.rotation[row], observation.disc.grid(observation.spacing))
+        )
         summed = np.asarray(slices[row] @ weights)
-        error = np.linalg.norm(direct - summed) / max(np.linalg.norm(summed), 1e-30)
+        error = np.linalg.norm(direct - summed) / max(float(np.linalg.norm(summed)), 1e-30)
         assert error < 0.05, f"volume(shared, z) must be sum_l design(z)_l components_l: slices differ by {error:.2g}."
     assert np.all(np.isfinite(np.asarray(image_ratio(data, render(family.volume(shared, _one(z, 0)), data, {})))))
     again = family.updated(shared, components, family.spectra(shared), jnp.ones(_nodes(family, shared)))
     error = np.abs(np.asarray(family.components(again) - components)).max()
-    assert error <= 1e-5 * np.abs(np.asarray(components)).max(), f"updated must keep the components given, off by {error:.2g}."
+    assert error <= 1e-5 * np.abs(np.asarray(components)).max(), (
+        f"updated must keep the components given, off by {error:.2g}."
+    )
 
 
 def _nodes(family: Any, shared: Any) -> int:

@@ -19,7 +19,7 @@ def pytree(cls: T) -> T:
 
     `__post_init__` may look at static fields only: JAX rebuilds pytrees with tracers inside.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls = dataclasses.dataclass(frozen=True)(cls)  # type: ignore[assignment]
     fields = dataclasses.fields(cls)
     meta = [f.name for f in fields if f.metadata.get("static")]
     data = [f.name for f in fields if not f.metadata.get("static")]

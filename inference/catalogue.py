@@ -22,5 +22,6 @@ def table() -> dict[str, dict[str, str | None]]:
     """family -> engine -> None where it works, else the sentence that says what is missing."""
     engines = {name: load(path) for name, path in ENGINES.items()}
     return {
-        family: {name: engine.lacks(load(path)) for name, engine in engines.items()} for family, path in FAMILIES.items()
+        family: {name: engine.lacks(load(path)) for name, engine in engines.items()}
+        for family, path in FAMILIES.items()
     }

@@ -34,7 +34,7 @@ class Checkpoint:
         arrays = {f"state{jax.tree_util.keystr(path)}": _plain(leaf) for path, leaf in leaves}
         temporary = self.folder / "state.tmp.npz"
         with open(temporary, "wb") as stream:
-            np.savez(stream, **{"place": np.asarray(place)}, **arrays, **draws)
+            np.savez(stream, **{"place": np.asarray(place)}, **arrays, **draws)  # type: ignore[arg-type]
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, self.path)
@@ -51,7 +51,9 @@ class Checkpoint:
             for path, leaf in leaves:
                 name = f"state{jax.tree_util.keystr(path)}"
                 if name not in stored:
-                    raise DataError(f"resume: {self.path} does not fit this run (no {name}); start anew with --overwrite.")
+                    raise DataError(
+                        f"resume: {self.path} does not fit this run (no {name}); start anew with --overwrite."
+                    )
                 values.append(_like(leaf, stored[name]))
             draws = {k[5:]: stored[k] for k in stored.files if k.startswith("draw/")}
             place = str(stored["place"])
@@ -74,6 +76,6 @@ def _plain(leaf: Any) -> np.ndarray:
 def _like(leaf: Any, value: np.ndarray) -> Any:
     if isinstance(leaf, jax.Array):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(value)
+            return jax.random.wrap_key_data(jax.numpy.asarray(value))
         return jax.numpy.asarray(value)
     return value if isinstance(leaf, np.ndarray) else type(leaf)(value.item())

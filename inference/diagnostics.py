@@ -130,7 +130,7 @@ def _of_chains(posterior: Posterior) -> list[str]:
         if len(high):
             found.append(
                 f"R-hat is above {RHAT} for {len(high)} of {len(table)} numbers, most for {high.idxmax()} "
-                f"({high.max():.2f}): the chains have not found the same distribution; raise warmup and draws, or "
+                f"({high.max():.3f}): the chains have not found the same distribution; raise warmup and draws, or "
                 "start them from a mode."
             )
     needed = ESS * posterior.chains

@@ -183,15 +183,17 @@ class EM:
         count, pairs = state.maps.shape[1], mixing_pairs(family, state.shared)
         sums = accumulate.table(state.total, _columns(count, pairs))
         sums = sums.reshape(len(state.maps), lattice.rows, -1)
-        maps, precision, promise = [], [], 0.0
+        maps, precisions, promise = [], [], 0.0
         for maps_, columns in zip(state.maps, sums, strict=True):
             weights = _weights(columns[:, 2 * count :], count, pairs)
-            moved, rise = volume_step(lattice, maps_, columns[:, : 2 * count], weights, state.spectra, self.solver_steps)
+            moved, rise = volume_step(
+                lattice, maps_, columns[:, : 2 * count], weights, state.spectra, self.solver_steps
+            )
             maps.append(moved)
             promise += float(rise) / float(state.sums.particles)
             diagonal = weights if weights.ndim == 2 else jnp.diagonal(weights, axis1=1, axis2=2)
-            precision.append(jnp.stack([data_precision(lattice, h) for h in diagonal.T]))
-        new_maps, precision = jnp.stack(maps), jnp.stack(precision)
+            precisions.append(jnp.stack([data_precision(lattice, h) for h in diagonal.T]))
+        new_maps, precision = jnp.stack(maps), jnp.stack(precisions)
         objective = self._objective(ball, state, precision)
         fsc = correlation(ball, new_maps, precision, state.spectra)
         spectra = state.spectra
@@ -259,7 +261,7 @@ class EM:
         return found | ({"half_maps": np.asarray(state.halves)} if problem.halves else {})
 
     def _objective(self, ball: Ball, state: EMState, precision: Array) -> float:
-        """Log posterior per particle; with a learnt spectrum, the evidence with the maps integrated (diagonal Laplace)."""
+        """Log posterior per particle; with a learnt spectrum, the evidence (maps integrated, diagonal Laplace)."""
         prior = 1 / jnp.maximum(state.spectra, 1e-30)[:, ball.shell]
         half = ball.multiplicity
         power = jnp.abs(ball.transform(state.maps)) ** 2

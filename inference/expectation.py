@@ -29,15 +29,16 @@ class Sums:
         particles: number of images.
     """
 
-    log_ratio: np.ndarray
-    occupancy: np.ndarray
-    residual: np.ndarray
-    count: np.ndarray
-    junk: np.ndarray
-    particles: np.ndarray
+    log_ratio: Any
+    occupancy: Any
+    residual: Any
+    count: Any
+    junk: Any
+    particles: Any
 
 
 def no_sums(groups: int, shells: int, nodes: int) -> Sums:
+    """Nothing added up yet."""
     zero = np.zeros
     return Sums(zero(()), zero(nodes), zero((groups, shells)), zero((groups, shells)), zero(()), zero(()))
 
@@ -67,7 +68,9 @@ def look(mode: Mode, tables: Array, batch: Batch) -> tuple[Cells, Array, Array]:
 
 
 @partial(jax.jit, static_argnums=0)
-def expect(mode: Mode, family: Any, known: tuple, batch: Batch, view: tuple, target: float, key: Array) -> tuple[Array, Sums]:
+def expect(
+    mode: Mode, family: Any, known: tuple, batch: Batch, view: tuple, target: float | Array, key: Array
+) -> tuple[Array, Sums]:
     """E-step of a batch: what its pixels add, and the other sums."""
     obs, (shared, noise, junk), (sign, images, slices) = mode.observation, known, view
     variance = obs.pixel_variance(noise, batch.group)
@@ -101,7 +104,7 @@ def _random(joint: Array, key: Array) -> Array:
     return jax.nn.one_hot(jax.random.randint(key, (len(joint),), 0, joint.shape[1]), joint.shape[1])
 
 
-def _softened(joint: Array, weight: Array, target: Array) -> Array:
+def _softened(joint: Array, weight: Array, target: float | Array) -> Array:
     """Node probabilities raised to 1/T, with T such that their mean effective number reaches the target."""
 
     def number(log_t: Array) -> Array:

@@ -25,7 +25,7 @@ _PACKAGES = ("hetmodels", "jax", "jaxlib", "numpyro", "blackjax", "optax", "nump
 _LOCAL_DRAWS = 8
 
 
-def fit(
+def fit(  # noqa: PLR0913 - one argument per choice of the user, all but three by name
     model: Any,
     data: Any,
     engine: Any,
@@ -101,7 +101,10 @@ def make_problem(
     if halves and not isinstance(model, Linear):
         raise UsageError("fit: halves needs a linear family; fit particles.subset(particles.half == h) by two runs.")
     data.require_even()
-    data.require_poses()
+    if hasattr(pose, "framed"):
+        pose = pose.framed(data.spacing)
+    else:
+        data.require_poses()
     particles = data.with_holdout(holdout)
     first, frame = first_spectra(particles)
     family = framed(model, frame) if hasattr(model, "shared") else model
@@ -136,7 +139,9 @@ def _start_values(problem: ParticleProblem, start: Any, frame: Frame) -> Sites:
     if isinstance(start, Posterior):
         shared = start.shared_point()
         if type(start.family) is not type(family):
-            raise UsageError(f"fit: start is a run of {type(start.family).__name__}, this one of {type(family).__name__}.")
+            raise UsageError(
+                f"fit: start is a run of {type(start.family).__name__}, this one of {type(family).__name__}."
+            )
         wanted = problem.shared(problem.initial(jax.random.key(0)))
         shared = {name: value for name, value in shared.items() if name in wanted}
         for name, value in shared.items():
@@ -161,7 +166,9 @@ def _from_maps(problem: ParticleProblem, maps: np.ndarray, frame: Frame) -> Site
     wanted = family.components(shared).shape
     maps = maps[None] if maps.ndim == 3 else maps
     if maps.shape[1:] != wanted[1:] or maps.shape[0] not in (1, wanted[0]):
-        raise UsageError(f"fit: start has maps of shape {maps.shape}, this run needs {wanted} (one map serves for all).")
+        raise UsageError(
+            f"fit: start has maps of shape {maps.shape}, this run needs {wanted} (one map serves for all)."
+        )
     components = jnp.broadcast_to(jnp.asarray(maps), wanted)
     occupancy = jnp.ones(len(family.grids(shared)[1]) if hasattr(family, "grids") else 1)
     return dict(family.updated(shared, components, family.spectra(shared), occupancy))
@@ -200,13 +207,15 @@ def thinned(shared: dict[str, np.ndarray]) -> list[Sites]:
 
 def local_posterior(problem: ParticleProblem, draws: list[Sites], key: Array, rows: int = 500) -> dict[str, np.ndarray]:
     """`Problem.infer` of every particle, held-out ones included, averaged over draws of the shared values."""
-    infer = jax.jit(problem.infer)
+    infer = problem.infer if problem.searches else jax.jit(problem.infer)
     parts: list[dict[str, np.ndarray]] = []
     for number, batch in enumerate(problem.every(rows)):
         step = jax.random.fold_in(key, number)
         found = [infer(step, shared, batch) for shared in draws]
         keep = np.asarray(batch.weight) > 0
-        merged = _averaged([{f.name: np.asarray(getattr(one, f.name))[keep] for f in dataclasses.fields(one)} for one in found])
+        merged = _averaged(
+            [{f.name: np.asarray(getattr(one, f.name))[keep] for f in dataclasses.fields(one)} for one in found]
+        )
         parts.append(merged | {"half": np.asarray(batch.half)[keep], "held_out": np.asarray(batch.held_out)[keep] > 0})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -234,7 +243,12 @@ def _provenance(problem: PlainProblem, engine: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"versions": versions, "engine": repr(engine), "device": str(jax.devices()[0])}
     if isinstance(problem, ParticleProblem):
         particles, obs = problem.particles, problem.observation
-        choices = {"pose": obs.pose, "noise": type(obs.noise).__name__, "contrast": obs.contrast, "outliers": obs.outliers}
+        choices = {
+            "pose": obs.pose,
+            "noise": type(obs.noise).__name__,
+            "contrast": obs.contrast,
+            "outliers": obs.outliers,
+        }
         facts |= {name: str(choice) for name, choice in choices.items()}
         facts |= {"data_hash": particles.data_hash, "box": particles.size, "spacing": particles.spacing}
         facts |= {"band": particles.disc.limit, "window": particles.window, "halves": problem.halves}

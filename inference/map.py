@@ -24,7 +24,7 @@ class MAPState:
         optimiser: the optimiser's own state.
         objective: log density per particle, summed over the batches of the pass.
         batches: batches in that sum.
-        promise: rise of the log density that recent steps promised to first order, at most, nats.
+        promise: rise of the log density that the last step promised to first order, nats.
     """
 
     x: Sites
@@ -46,7 +46,7 @@ class MAP:
         batch_size: particles per step; all of them if none.
         learning_rate: of Adam with a cosine decay; if none, 0.1 with batches, and L-BFGS on all data.
         optimiser: an optax transformation in place of these.
-        tolerance: stop when steps on all data promise to raise the log density by less than this many nats.
+        tolerance: L-BFGS stops when a step promises to raise the log density by less than this many nats.
     """
 
     steps: int = 300
@@ -72,6 +72,10 @@ class MAP:
     def shuffle(self) -> bool:
         """Batches are drawn anew in each pass."""
         return not self.whole
+
+    @property
+    def _newton(self) -> bool:
+        return self.whole and self.learning_rate is None and self.optimiser is None
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:
@@ -117,7 +121,7 @@ class MAP:
 
     def finished(self, state: MAPState) -> bool:
         """Whether nothing is left to gain."""
-        return self.whole and float(state.promise) < self.tolerance
+        return self._newton and float(state.promise) < self.tolerance
 
     def draw(self, key: Array, problem: PlainProblem, state: MAPState) -> Sites:
         """The mode."""
@@ -126,7 +130,7 @@ class MAP:
     def _transformation(self, problem: PlainProblem) -> optax.GradientTransformationExtraArgs:
         if self.optimiser is not None:
             return optax.with_extra_args_support(self.optimiser)
-        if self.whole and self.learning_rate is None:
+        if self._newton:
             return optax.lbfgs()
         total = self.passes(problem) * _per_pass(problem, self.batch_size)
         rate = 0.1 if self.learning_rate is None else self.learning_rate
@@ -147,12 +151,8 @@ class MAP:
                 gradient, state.optimiser, state.x, value=value, grad=gradient, value_fn=loss
             )
             promise = -sum(jnp.vdot(g, s) for g, s in zip(*map(jax.tree.leaves, (gradient, steps)), strict=True))
-            # momentum may turn a step uphill for a moment: a promise is forgotten slowly
-            promise = jnp.maximum(
-                jnp.abs(promise) * problem.size, jnp.where(jnp.isinf(state.promise), 0, 0.7 * state.promise)
-            )
             x = optax.apply_updates(state.x, steps)
-            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise)
+            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size)
 
         return update
 

@@ -36,7 +36,6 @@ def signal_spectra(ball: Ball, maps: Array, precision: Array, spectra: Array, fs
     return jnp.maximum(power / jnp.maximum(ball.shell_sum(determined), 1e-3), 1e-12).mean(0)
 
 
-
 def regularised(ball: Ball, maps: Array, precision: Array, before: Array, after: Array) -> Array:
     """Maps moved to where a new spectrum pulls them, shell by shell: (h + 1/before) / (h + 1/after).
 

@@ -17,7 +17,7 @@ from hetmodels.errors import DataError, UsageError
 from hetmodels.families import Classes, Homogeneous
 from hetmodels.families.protocol import Frame
 from hetmodels.imaging.grids import Disc
-from hetmodels.posterior import Posterior, solvent_zero
+from hetmodels.posterior import Posterior
 from hetmodels.tree import pytree, static
 from hetmodels.volumes.gaussians import Gaussians
 
@@ -157,14 +157,6 @@ def test_latents_that_do_not_fit(posterior, z, words):
 def test_rows_of_particles_are_checked():
     with pytest.raises(UsageError, match="there are 40, got 40"):
         classes().latent_of(N)
-
-
-def test_the_solvent_averages_zero():
-    found = classes().map_at(1)
-    line = np.arange(SIZE) - SIZE // 2
-    outside = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2) > 0.47 * SIZE
-    assert abs(found[outside].mean()) < 1e-6 and np.ptp(found - np.asarray(classes().volume_at(1).values)) < 1e-5
-    assert solvent_zero(found + 3.0).dtype == np.float32
 
 
 # ---- the file

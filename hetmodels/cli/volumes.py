@@ -147,9 +147,11 @@ def maps_at(posterior: "Posterior", points: list[tuple[float, ...]]) -> Maps:
     Raises:
         UsageError: if a point has not as many coordinates as the latents, or lies outside their support.
     """
+    from hetmodels.analysis.particle_maps import map_at
+
     for z in points:
         posterior.latent(z)
-    return {f"at_{i:03d}.mrc": partial(_map, posterior, z) for i, z in enumerate(points, 1)}
+    return {f"at_{i:03d}.mrc": partial(map_at, posterior, z) for i, z in enumerate(points, 1)}
 
 
 def maps_along(posterior: "Posterior", axis: int, count: int) -> Maps:
@@ -167,6 +169,8 @@ def maps_along(posterior: "Posterior", axis: int, count: int) -> Maps:
     """
     import numpy as np
 
+    from hetmodels.analysis.particle_maps import map_at
+
     mean = posterior.local["mean"]
     if axis > mean.shape[1]:
         raise UsageError(f"--along: latent axes are counted from 1 and there are {mean.shape[1]}, got {axis}.")
@@ -174,15 +178,7 @@ def maps_along(posterior: "Posterior", axis: int, count: int) -> Maps:
     low, high = np.quantile(mean[:, axis - 1], [TAIL, 1 - TAIL])
     points[:, axis - 1] = np.linspace(low, high, count)
     name = RunDirectory("").latent_map
-    return {name(axis, i).name: partial(_map, posterior, z) for i, z in enumerate(points)}
-
-
-def _map(posterior: "Posterior", z: object) -> "Map":
-    import numpy as np
-
-    from hetmodels.data.maps import Map
-
-    return Map(posterior.map_at(z), posterior.box()[1], np.zeros(3))
+    return {name(axis, i).name: partial(map_at, posterior, z) for i, z in enumerate(points)}
 
 
 def chimerax(names: list[str]) -> str:

@@ -43,7 +43,7 @@ class Family(Protocol):
 
 
 @runtime_checkable
-class Linear(Protocol):
+class Linear(Family, Protocol):
     """The image is linear in maps: slice of sum_l b_l X_l, with weights b(z)."""
 
     def components(self, shared: Shared) -> Array:

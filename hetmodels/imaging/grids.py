@@ -60,8 +60,8 @@ class Disc:
     @cached_property
     def index(self) -> np.ndarray:
         """Integer frequencies (kx, ky) of the stored pixels, shape (pixels, 2)."""
-        kx, ky = np.meshgrid(np.arange(self.limit + 1), np.arange(-self.limit, self.limit + 1), indexing="ij")
-        kx, ky = kx.ravel(), ky.ravel()
+        plane = np.meshgrid(np.arange(self.limit + 1), np.arange(-self.limit, self.limit + 1), indexing="ij")
+        kx, ky = (axis.ravel() for axis in plane)
         keep = (kx**2 + ky**2 <= self.limit**2) & ((kx > 0) | (ky > 0))
         kx, ky = kx[keep], ky[keep]
         order = np.lexsort((np.arctan2(ky, kx), np.ceil(np.sqrt(kx**2 + ky**2))))

@@ -47,7 +47,9 @@ class Voxels:
             ValueError: if the spacing is not the map's own; voxels are resampled by `hetmodels.data.maps`.
         """
         if abs(spacing / self.spacing - 1) > 1e-6:
-            raise ValueError(f"Voxels: the map has voxels of {self.spacing} Å, asked for {spacing} Å; resample it first.")
+            raise ValueError(
+                f"Voxels: the map has voxels of {self.spacing} Å, asked for {spacing} Å; resample it first."
+            )
         return _resized(self.values, size)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import starfile
 
+from hetmodels.analysis.particle_maps import solvent_zero
 from hetmodels.cli import main
 from hetmodels.cli.volumes import chimerax
 from hetmodels.data.maps import read_map, write_map
@@ -146,6 +147,14 @@ def test_maps_at_latents_show_the_density_there(sliding, tmp_path, options, expe
     for name, place in expected.items():
         np.testing.assert_allclose(centre(out / name), place, atol=0.15)
         assert read_map(out / name).spacing == 2.5
+
+
+def test_the_solvent_averages_zero():
+    values = solvent_zero(np.random.default_rng(0).normal(size=(16, 16, 16)) + 3.0)
+    line = np.arange(16) - 8
+    radius = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2)
+    assert np.all(values[radius > 8] == 0) and values.dtype == np.float32
+    np.testing.assert_allclose(solvent_zero(values + 5.0)[radius < 4] - values[radius < 4], 0, atol=0.3)
 
 
 def test_classes_come_from_the_posterior(run, tmp_path):

@@ -47,7 +47,9 @@ def simulated(n=400, size=16, pixel=12.0, snr=0.2, states=1, seed=0, contrast_sd
     slices = np.zeros((n, disc.pixels), complex)
     for k in range(states):
         slices[state == k] = project(volumes[k], jnp.asarray(rotation[state == k], jnp.float32))
-    model = np.asarray(transfer.transfer(grid.points)) * slices * phase_ramp(grid.points, jnp.asarray(shift, jnp.float32))
+    model = (
+        np.asarray(transfer.transfer(grid.points)) * slices * phase_ramp(grid.points, jnp.asarray(shift, jnp.float32))
+    )
     clean = np.asarray(disc.inverse(jnp.asarray(model, jnp.complex64)))
     clean = clean * (1 + contrast_sd * rng.normal(size=(n, 1, 1)))
     sd = float(np.sqrt(clean.var() / snr))
