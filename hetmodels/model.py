@@ -74,6 +74,16 @@ class Observed:
         return self.observation.pixel_variance(self.noise, self.batch.group)
 
 
+    def posed(self) -> Batch:
+        """The batch at poses drawn from their prior: sites `pose_…`, if there are any."""
+        batch, pose = self.batch, self.observation.pose
+        latents = pose_latents(self.observation)
+        if not latents:
+            return batch
+        rotation, shift = jax.vmap(pose.place)(latents, batch.rotation, batch.shift)
+        return dataclasses.replace(batch, rotation=rotation, shift=shift)
+
+
 def observed(observation: Observation, batch: Batch) -> Observed:
     """Declare the noise and the share of junk, and hand the batch to a model."""
     noise = observation.noise.variance(observation.groups, observation.disc.shells)
@@ -136,17 +146,17 @@ def observe(name: str, volume: Any, data: Observed) -> None:
 def generative(family: Any) -> Callable[[Observed], None]:
     """The NumPyro model of a family, a function of the observed batch.
 
-    Latents that the family's structure allows to integrate exactly (`Gridded`, `Gaussian` at known poses) are
-    integrated; all others are sample sites inside the plate.
+    Latents that the family's structure allows to integrate exactly (`Gridded`, `Gaussian`) are integrated at every
+    pose; all others, poses among them, are sample sites inside the plate.
     """
 
     def model(data: Observed) -> None:
         shared = family.shared()
-        if collapsible(family, shared, data.observation):
+        if integrable(family, shared):
             with data.plate():
-                ratio = collapsed_ratio(family, shared, data.batch, data.observation, data.noise, data.junk)
-                variance = data.variance
-                numpyro.factor("images", ratio + data.observation.zero_ratio(data.batch.images, variance))
+                batch = data.posed()
+                ratio = collapsed_ratio(family, shared, batch, data.observation, data.noise, data.junk)
+                numpyro.factor("images", ratio + data.observation.zero_ratio(batch.images, data.variance))
             return
         prior = family.conformation(shared)
         with data.plate():
@@ -159,11 +169,16 @@ def generative(family: Any) -> Callable[[Observed], None]:
     return model
 
 
+def integrable(family: Any, shared: Shared) -> bool:
+    """Whether a particle's latents integrate in closed form where its pose is known."""
+    return isinstance(family, Linear) and (
+        isinstance(family, (Gridded, Gaussian)) or family.conformation(shared) is None  # type: ignore[attr-defined]
+    )
+
+
 def collapsible(family: Any, shared: Shared, observation: Observation) -> bool:
-    """Whether a particle's latents integrate in closed form."""
-    if not isinstance(family, Linear) or observation.pose.prior():
-        return False
-    return isinstance(family, (Gridded, Gaussian)) or family.conformation(shared) is None
+    """Whether a particle's latents integrate in closed form, its pose among them."""
+    return integrable(family, shared) and not observation.pose.prior()
 
 
 def sample_conformation(prior: Any) -> Any:

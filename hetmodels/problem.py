@@ -303,9 +303,8 @@ class ParticleProblem(PlainProblem):
     def infer(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any = None) -> Local:
         """Integrate every particle's latents and pose with the shared values given.
 
-        Exact where the family is linear with enumerated or Gaussian latents at known poses; unknown poses of such a
-        family are searched (not under `jax.jit`); otherwise importance sampling about the Laplace approximation, or
-        about `proposal`.
+        Exact where the family is linear with enumerated or Gaussian latents, unknown poses being searched (then not
+        under jit); otherwise importance sampling about the Laplace approximation, or about `proposal`.
 
         Args:
             key: random key, used only where it samples.
@@ -314,14 +313,14 @@ class ParticleProblem(PlainProblem):
             proposal: means (rows, dims) and precisions (rows, dims, dims) of unconstrained latents to sample about.
         """
         family, obs = self._need_family("infer"), self.observation
-        if collapsible(family, shared, obs) or self.searches:
-            integrate_all = searched_local if self.searches else exact_local
-            return integrate_all(family, shared, batch, obs, shared["noise"], shared.get("junk"))
-        return self._sampled(key, shared, batch, proposal)
+        if not (self.searches or collapsible(family, shared, obs)):
+            return self._sampled(key, shared, batch, proposal)
+        integral = searched_local if self.searches else exact_local
+        return integral(family, shared, batch, obs, shared["noise"], shared.get("junk"))
 
     @property
     def searches(self) -> bool:
-        """Whether poses are unknown and found by search."""
+        """Whether poses are searched: unknown, of a linear family."""
         return hasattr(self.observation.pose, "refresh") and isinstance(self.family, Linear)
 
     def _sampled(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any) -> Local:

@@ -175,7 +175,7 @@ def latent_ratio(templates: Templates, cross: Array, gram: Array) -> Array:
         return _gaussian_ratio(family.latent_covariance(shared), cross, _full(gram, pairs, cross.shape[-1]), contrast)
     if isinstance(family, Gridded):
         nodes, log_weights = family.grids(shared)
-        design = jax.vmap(family.design)(nodes)
+        design = jax.vmap(family.design)(nodes)  # type: ignore[attr-defined]
     else:
         design, log_weights = family.design(None)[None], jnp.zeros(1)
     design = design.astype(cross.dtype)

@@ -195,12 +195,12 @@ def searched_local(
     prior = PosePrior(eye, zero, np.inf, pose.shift_sd * observation.spacing)
     found = find_poses(how, Templates.of(family, shared, observation, noise), batch, prior, eye, zero)
     share = found.weight / found.weight.sum(1, keepdims=True)
-    total = None
+    parts = []
     for k in range(max(1, int((share > 0).sum(1).max()))):
-        turned = dataclasses.replace(batch, rotation=jnp.asarray(found.rotation[:, k]), shift=jnp.asarray(found.shift[:, k]))
-        part = _weighed(family, shared, turned, observation, noise, share[:, k])
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-    mean, square, nodes, contrast = total
+        rotation, shift = jnp.asarray(found.rotation[:, k]), jnp.asarray(found.shift[:, k])
+        turned = dataclasses.replace(batch, rotation=rotation, shift=shift)
+        parts.append(_weighed(family, shared, turned, observation, noise, share[:, k]))
+    mean, square, nodes, contrast = (sum(values[1:], values[0]) for values in zip(*parts, strict=True))
     spread = square - mean[:, :, None] * mean[:, None, :]
     variance = observation.pixel_variance(noise, batch.group)
     evidence, clean = split_junk(jnp.asarray(found.log_evidence), observation, batch, variance, junk)

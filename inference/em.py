@@ -23,6 +23,7 @@ from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.local import Pairs, component_lattice, mixing_pairs
 from hetmodels.tree import pytree
 from inference.expectation import Mode, Sums, expect, look, no_sums
+from inference.pose_step import advanced, first_table, search_report, weighted_poses
 from inference.updates import correlation, junk_share, noise_spectra, regularised, signal_spectra
 from inference.volume_step import data_precision, volume_step
 
@@ -48,6 +49,7 @@ class EMState:
         passes: finished passes.
         joined: passes since the halves were joined, -1 while they are apart; from 1 on without halves.
         pending: a batch that is computed but not yet added up, or None.
+        poses: where poses are unknown, what is known of them (`PoseTable`); else ().
     """
 
     maps: Array
@@ -66,6 +68,7 @@ class EMState:
     passes: np.ndarray
     joined: np.ndarray
     pending: tuple[Cells, Array, Sums] | None = None
+    poses: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,7 @@ class EM:
             np.asarray(np.inf),
             np.asarray(0),
             np.asarray(-1 if problem.halves else 1),
+            poses=first_table(problem, components),
         )
 
     def step(self, key: Array, problem: Any, state: EMState, batch: Batch) -> tuple[EMState, dict[str, Any]]:
@@ -153,12 +157,21 @@ class EM:
         mode = Mode(obs, lattice, len(state.maps) > 1, assignment, mixing_pairs(family, state.shared))
         junk = state.junk if obs.outliers is not None else None
         target = 1 + (0.75 * nodes - 1) * max(0.0, 1 - int(state.passes) / max(self.anneal, 1))
-        cells, images, slices = look(mode, state.tables, batch)
-        known, view = (state.shared, state.noise, junk), (cells.sign, images, slices)
-        values, sums = expect(mode, family, known, batch, view, target, jax.random.fold_in(key, 1))
-        # the device is at work on this batch while the host adds up the one before
-        state = self.settled(problem, state)
-        return dataclasses.replace(state, pending=(cells, values, sums)), {}
+        known, parts = (state.shared, state.noise, junk), [batch]
+        if problem.searches:
+            parts, images = weighted_poses(key, mode, family, known, state.tables, batch, state.poses)
+            state = dataclasses.replace(state, sums=jax.tree.map(np.add, state.sums, images))
+            known = (state.shared, state.noise, None)
+        for part in parts:
+            cells, images, slices = look(mode, state.tables, part)
+            values, sums = expect(
+                mode, family, known, part, (cells.sign, images, slices), target, jax.random.fold_in(key, 1)
+            )
+            if problem.searches:
+                sums = dataclasses.replace(sums, log_ratio=np.zeros(()), particles=np.zeros(()))
+            # the device is at work on this batch while the host adds up the one before
+            state = dataclasses.replace(self.settled(problem, state), pending=(cells, values, sums))
+        return state, {}
 
     def settled(self, problem: Any, state: EMState) -> EMState:
         """The state with the last batch added up."""
@@ -208,7 +221,8 @@ class EM:
         passes = int(state.passes) + 1
         first = objective if passes == 1 else float(state.first)
         left = promise if state.sums.occupancy.size == 1 else objective - float(state.objective)
-        gain = left / max(objective - first, 1e-12) if passes > 2 else np.inf
+        poses, settled = advanced(problem, state.poses, fsc)
+        gain = left / max(objective - first, 1e-12) if passes > 2 and settled else np.inf
         if joined >= 0:
             joined += 1
         elif passes >= self.iterations or self._stalled(gain, state, passes):
@@ -231,8 +245,9 @@ class EM:
             np.asarray(gain),
             np.asarray(passes),
             np.asarray(joined),
+            poses=poses,
         )
-        return state, _report(state, problem)
+        return state, _report(state, problem) | search_report(problem, poses)
 
     def finished(self, state: EMState) -> bool:
         """Whether the objective has stalled, and joined halves have settled."""

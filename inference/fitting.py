@@ -19,6 +19,7 @@ from hetmodels.initial import first_spectra
 from hetmodels.observation import Contrast, Known, Observation, Outliers, Radial
 from hetmodels.posterior import Posterior
 from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from inference.diagnostics import pointwise
 from inference.engine import Log, Result, require, run
 
 _PACKAGES = ("hetmodels", "jax", "jaxlib", "numpyro", "blackjax", "optax", "numpy")
@@ -182,10 +183,19 @@ def _posterior(problem: PlainProblem, engine: Any, result: Result, key: Array, m
     else:
         shared = result.draws
     family = getattr(problem, "family", None)
-    local: dict[str, np.ndarray] = {}
-    if family is not None:
-        local = local_posterior(problem, thinned(shared), key)  # type: ignore[arg-type]
     extra = getattr(engine, "extra", None)
+    more_arrays = extra(problem, result.state) if extra else {}
+    local: dict[str, np.ndarray] = {}
+    if isinstance(problem, ParticleProblem) and family is not None:
+        local, each = local_posterior(problem, thinned(shared), key)
+        held = local["held_out"]
+        if not point:
+            more_arrays |= {
+                "log_likelihood/training": each[None][..., ~held],
+                "log_likelihood/held_out": each[None][..., held],
+            }
+    elif not isinstance(problem, ParticleProblem) and not point:
+        more_arrays |= pointwise(problem, shared)
     return Posterior(
         family=family,
         shared=shared,
@@ -194,7 +204,7 @@ def _posterior(problem: PlainProblem, engine: Any, result: Result, key: Array, m
         stats=getattr(result, "stats", {}),
         trace=result.trace,
         provenance=_provenance(problem, engine) | {"complete": result.complete} | more,
-        extra=extra(problem, result.state) if extra else {},
+        extra=more_arrays,
     )
 
 
@@ -205,19 +215,31 @@ def thinned(shared: dict[str, np.ndarray]) -> list[Sites]:
     return [{k: jnp.asarray(v[i // draws, i % draws]) for k, v in shared.items()} for i in chosen]
 
 
-def local_posterior(problem: ParticleProblem, draws: list[Sites], key: Array, rows: int = 500) -> dict[str, np.ndarray]:
-    """`Problem.infer` of every particle, held-out ones included, averaged over draws of the shared values."""
+def local_posterior(
+    problem: ParticleProblem, draws: list[Sites], key: Array, rows: int = 500
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """`Problem.infer` of every particle, held-out ones included, averaged over draws of the shared values.
+
+    Returns:
+        The fields of `Local` and the splits, by name; and the log evidence at each draw, (draws, particles).
+    """
     infer = problem.infer if problem.searches else jax.jit(problem.infer)
     parts: list[dict[str, np.ndarray]] = []
+    evidence: list[np.ndarray] = []
     for number, batch in enumerate(problem.every(rows)):
         step = jax.random.fold_in(key, number)
-        found = [infer(step, shared, batch) for shared in draws]
         keep = np.asarray(batch.weight) > 0
-        merged = _averaged(
-            [{f.name: np.asarray(getattr(one, f.name))[keep] for f in dataclasses.fields(one)} for one in found]
-        )
-        parts.append(merged | {"half": np.asarray(batch.half)[keep], "held_out": np.asarray(batch.held_out)[keep] > 0})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found = [_fields(infer(step, shared, batch), keep) for shared in draws]
+        evidence.append(np.stack([one["log_evidence"] for one in found]))
+        splits = {"half": np.asarray(batch.half)[keep], "held_out": np.asarray(batch.held_out)[keep] > 0}
+        parts.append(_averaged(found) | splits)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, np.concatenate(evidence, axis=1)
+
+
+def _fields(local: Any, keep: np.ndarray) -> dict[str, np.ndarray]:
+    """Fields of a `Local` by name, padding rows dropped; those that are None left out."""
+    values = {f.name: getattr(local, f.name) for f in dataclasses.fields(local)}
+    return {name: np.asarray(value)[keep] for name, value in values.items() if value is not None}
 
 
 def _averaged(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -230,7 +252,7 @@ def _averaged(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     evidence = np.stack([one["log_evidence"] for one in found])
     top = evidence.max(0)
     mean["log_evidence"] = top + np.log(np.exp(evidence - top).mean(0))
-    return mean
+    return mean | {name: value for name, value in found[0].items() if name.endswith("_top")}
 
 
 def _provenance(problem: PlainProblem, engine: Any) -> dict[str, Any]:

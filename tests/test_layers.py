@@ -28,6 +28,7 @@ LAYERS = [
         "hetmodels.recipe",
         "hetmodels.scoring",
         "hetmodels.search",
+        "hetmodels.selection",
         "hetmodels.testing",
     ),
     ("inference",),

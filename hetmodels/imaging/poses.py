@@ -22,9 +22,11 @@ _QUARTERS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) / 4
 
 
 class RotationGrid(Protocol):
-    """Cells of SO(3), numbered; `order` says how fine: steps of 60 degrees / 2^order."""
+    """Cells of SO(3), numbered."""
 
-    order: int
+    @property
+    def order(self) -> int:
+        """How fine: steps of 60 degrees / 2^order."""
 
     def rotation(self, code: Array, centre: Array) -> Array:
         """Centres of cells: codes (rows, cells) and a rotation per row (rows, 3, 3) -> (rows, cells, 3, 3)."""
