@@ -73,7 +73,6 @@ class Observed:
         """Variance of each stored pixel, (rows, pixels)."""
         return self.observation.pixel_variance(self.noise, self.batch.group)
 
-
     def posed(self) -> Batch:
         """The batch at poses drawn from their prior: sites `pose_…`, if there are any."""
         batch, pose = self.batch, self.observation.pose
@@ -171,9 +170,9 @@ def generative(family: Any) -> Callable[[Observed], None]:
 
 def integrable(family: Any, shared: Shared) -> bool:
     """Whether a particle's latents integrate in closed form where its pose is known."""
-    return isinstance(family, Linear) and (
-        isinstance(family, (Gridded, Gaussian)) or family.conformation(shared) is None  # type: ignore[attr-defined]
-    )
+    if not isinstance(family, Linear):
+        return False
+    return isinstance(family, (Gridded, Gaussian)) or family.conformation(shared) is None
 
 
 def collapsible(family: Any, shared: Shared, observation: Observation) -> bool:

@@ -109,7 +109,7 @@ class MAP:
     def step(self, key: Array, problem: PlainProblem, state: MAPState, batch: Any) -> tuple[MAPState, dict[str, Any]]:
         """One step of the optimiser on a batch."""
         arrays, join = split_arrays(batch)
-        update = compiled(problem, f"{self!r} step", lambda: jax.jit(self._update(problem, join)))
+        update = compiled(problem, self, lambda: jax.jit(self._update(problem, join)))
         state = update(state, arrays)
         return state, {}
 
@@ -150,7 +150,7 @@ class MAP:
             steps, optimiser = transformation.update(
                 gradient, state.optimiser, state.x, value=value, grad=gradient, value_fn=loss
             )
-            promise = -sum(jnp.vdot(g, s) for g, s in zip(*map(jax.tree.leaves, (gradient, steps)), strict=True))
+            promise = -optax.tree_utils.tree_vdot(gradient, steps)
             x = optax.apply_updates(state.x, steps)
             return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size)
 

@@ -18,7 +18,7 @@ from numpyro.infer.util import ParamInfo, potential_energy
 from hetmodels.errors import UsageError
 from hetmodels.problem import ParticleProblem, PlainProblem, Sites
 from hetmodels.tree import pytree
-from inference.sites import local_sites, refuse, settings, split_arrays, start, values
+from inference.sites import compiled, local_sites, refuse, settings, split_arrays, start, values
 
 _MANY = 20_000
 
@@ -99,9 +99,7 @@ class MCMC:
             at = _informed(problem, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), arrays, join)
         kernel = self.kernel(problem.model)
         chains = kernel.init(keys, self.warmup, at, (data,), {})
-        advance = jax.jit(lambda state, count, arrays: _advance(kernel, state, count, join(arrays)))
-        convert = jax.jit(lambda x, arrays: jax.lax.map(lambda one: values(problem, one, join(arrays)), x))
-        problem.__dict__["_mcmc"] = (advance, convert)
+        compiled(problem, self, lambda: _compile(problem, kernel, join))
         room = (self.chains, self.block)
         return MCMCState(
             chains,
@@ -116,7 +114,7 @@ class MCMC:
         warm, done = int(state.done) < self.warmup, int(state.done)
         count = min(self.block, (self.warmup if warm else self.warmup + self.draws) - done)
         arrays, _ = split_arrays(batch)
-        advance, _ = problem.__dict__["_mcmc"]
+        advance, _ = self._compiled(problem)
         chains, positions, stats = advance((state.chains, state.positions, state.stats), count, arrays)
         block = {name: np.asarray(value)[:, :count] for name, value in stats.items()}
         info = {
@@ -136,13 +134,16 @@ class MCMC:
         count = int(state.filled)
         flat = {name: z[:, :count].reshape(-1, *z.shape[2:]) for name, z in state.positions.items()}
         arrays, _ = split_arrays(problem.whole())
-        _, convert = problem.__dict__["_mcmc"]
+        _, convert = self._compiled(problem)
         draws = {name: v.reshape(self.chains, count, *v.shape[1:]) for name, v in convert(flat, arrays).items()}
         return draws, {name: value[:, :count] for name, value in state.stats.items()}
 
     def draw(self, key: Array, problem: PlainProblem, state: MCMCState) -> Sites:
         """Where the first chain stands."""
         return values(problem, {name: z[0] for name, z in state.chains.z.items()}, problem.data)
+
+    def _compiled(self, problem: PlainProblem) -> tuple[Callable, Callable]:
+        return compiled(problem, self, lambda: None)
 
     def _need_given(self, problem: PlainProblem) -> None:
         missing = problem.parameters()
@@ -191,6 +192,12 @@ def _stats(chains: Any) -> dict[str, Array]:
         "lp": -chains.potential_energy,
         "step_size": chains.adapt_state.step_size,
     }
+
+
+def _compile(problem: PlainProblem, kernel: Any, join: Callable) -> tuple[Callable, Callable]:
+    """Compiled functions: a block of transitions, and positions (n, …) to what is kept of them."""
+    advance = jax.jit(lambda state, count, arrays: _advance(kernel, state, count, join(arrays)))
+    return advance, jax.jit(lambda x, arrays: jax.lax.map(lambda one: values(problem, one, join(arrays)), x))
 
 
 def _advance(kernel: Any, state: tuple, count: Array, data: Any) -> tuple:

@@ -45,7 +45,7 @@ def first_table(problem: Any, components: Array) -> Any:
 def _band(obs: Observation, shell: int) -> np.ndarray:
     """The band to search with where maps are good up to a shell: some shells more, in few different sizes."""
     top = obs.disc.limit
-    grain = max(1, top // 8)
+    grain = -(-top // 5)
     wanted = shell + max(2, min(10, top // 5))
     return np.asarray(min(top, max(_LOWEST, -(-wanted // grain) * grain)))
 

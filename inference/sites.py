@@ -26,13 +26,13 @@ def settings(engine: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", f"{type(engine).__name__}({inside})")
 
 
-def compiled(problem: PlainProblem, name: str, build: Callable[[], Any]) -> Any:
-    """What was built for this problem under this name: it lives and dies with the problem."""
+def compiled(problem: PlainProblem, engine: Any, build: Callable[[], Any]) -> Any:
+    """What was built for an engine on this problem: made once, it lives and dies with the problem."""
     store = problem.__dict__.setdefault("_compiled", {})
-    if name not in store:
+    if engine not in store:
         _ = problem.sites  # looked up outside any trace
-        store[name] = build()
-    return store[name]
+        store[engine] = build()
+    return store[engine]
 
 
 def local_sites(problem: PlainProblem) -> list[str]:

@@ -22,7 +22,7 @@ from hetmodels.data.batch import Batch
 from hetmodels.model import Observed
 from hetmodels.problem import ParticleProblem, PlainProblem, Sites
 from hetmodels.tree import pytree
-from inference.sites import PLATE, Rows, local_sites, refuse, settings, split_arrays, values
+from inference.sites import PLATE, Rows, compiled, local_sites, refuse, settings, split_arrays, values
 
 
 @pytree
@@ -104,11 +104,12 @@ class SVI:
         batch = problem.whole() if self.whole else next(iter(problem.batches(0, key, rows, False)))
         key_start, key = jax.random.split(key)
         at = problem.constrained(problem.initial(key_start))
-        params = {name: at.pop(name) for name in problem.parameters()}
-        for name in local_sites(problem):
+        for name in [*problem.parameters(), *local_sites(problem)]:
             del at[name]
+        known = problem.start_sites()
+        params = {name: known[name] for name in problem.parameters() if name in known}
         machine = _Machine(problem, self.guide, at, self._optimiser(problem), self.loss, batch)
-        problem.__dict__["_svi"] = machine
+        compiled(problem, self, lambda: machine)
         inner = machine.run(machine.svi.init, _indices(problem, batch), batch, key, init_params=params)
         return SVIState(inner, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
@@ -117,7 +118,7 @@ class SVI:
         if isinstance(batch, Batch) and len(batch.weight) == problem.size:
             batch = jax.tree.map(lambda leaf: leaf[np.argsort(np.asarray(batch.index))], batch)
         arrays, _ = split_arrays(batch)
-        return _machine(problem).update(state, _indices(problem, batch), arrays), {}
+        return self._machine(problem).update(state, _indices(problem, batch), arrays), {}
 
     def sweep(self, key: Array, problem: PlainProblem, state: SVIState) -> tuple[SVIState, dict[str, Any]]:
         """Report the mean ELBO of the pass, and begin the next."""
@@ -126,15 +127,17 @@ class SVI:
 
     def draw(self, key: Array, problem: PlainProblem, state: SVIState) -> Sites:
         """One draw of the guide."""
-        return _machine(problem).draw(state.inner, key)
+        return {name: value[0] for name, value in self._machine(problem).draws(state.inner, key[None]).items()}
 
     def sample(self, key: Array, problem: PlainProblem, state: SVIState) -> Sites:
         """Draws of the guide, (1, draws, …); {} where it is a point."""
-        machine = _machine(problem)
-        if machine.is_point(state.inner, key):
+        drawn = self._machine(problem).draws(state.inner, jax.random.split(key, self.draws))
+        if self.draws > 1 and all(bool(jnp.all(value == value[:1])) for value in drawn.values()):
             return {}
-        drawn = jax.jit(partial(jax.lax.map, partial(machine.draw, state.inner)))(jax.random.split(key, self.draws))
         return {name: value[None] for name, value in drawn.items()}
+
+    def _machine(self, problem: PlainProblem) -> "_Machine":
+        return compiled(problem, self, lambda: None)
 
     def _per_pass(self, problem: PlainProblem) -> int:
         return 1 if self.batch_size is None else math.ceil(problem.size / self.batch_size)
@@ -165,6 +168,7 @@ class _Machine:
             return SVIState(inner, state.elbo - loss / problem.size, state.batches + 1)
 
         self.update = jax.jit(update)
+        self.draws = jax.jit(lambda inner, keys: jax.lax.map(lambda key: self._draw(inner, key), keys))
 
     def _model(self, *args: Any, **kwargs: Any) -> None:
         given = self.problem.given
@@ -191,26 +195,17 @@ class _Machine:
             guide = handlers.seed(handlers.substitute(self.guide, data=params), key)
             return handlers.trace(guide).get_trace(*args, **kwargs)
 
-    def draw(self, inner: Any, key: Array) -> Sites:
+    def _draw(self, inner: Any, key: Array) -> Sites:
         """Shared values at one draw of the guide."""
         problem, local = self.problem, set(local_sites(self.problem))
         trace = self._trace(inner, key)
         found = {
             name: site["value"] for name, site in trace.items() if site["type"] == "sample" and name in problem.sites
         }
-        params = self.svi.get_params(inner)
-        found |= {name: params[name] for name in problem.parameters()}
         x = problem.unconstrained({name: value for name, value in found.items() if name not in local})
+        params = self.svi.optim.get_params(inner.optim_state)
+        x |= {name: params[name] for name in problem.parameters()}
         return values(problem, x, problem.data)
-
-    def is_point(self, inner: Any, key: Array) -> bool:
-        """Whether two draws are always the same."""
-        one, other = (self.draw(inner, k) for k in jax.random.split(key))
-        return all(bool(jnp.all(one[name] == other[name])) for name in one)
-
-
-def _machine(problem: PlainProblem) -> _Machine:
-    return problem.__dict__["_svi"]
 
 
 def _start_at(site: Any, known: Sites) -> Any:

@@ -147,7 +147,7 @@ def map_posterior(key: Array, size: int = 8, count: int = 60) -> tuple[ParticleP
     family = Homogeneous(frame=Frame(size, 4.0, tuple(spectrum.tolist())))
     ball, disc, rotation = Ball(size), Disc(size), uniform(key_turn, count)
     truth = ball.colour(jax.random.normal(key_map, (ball.coordinates,)), jnp.asarray(spectrum, jnp.float32))
-    slices = jax.vmap(lambda turn: Voxels(truth, 4.0).project(turn, disc.grid(4.0)))(rotation)
+    slices = jax.jit(jax.vmap(lambda turn: Voxels(truth, 4.0).project(turn, disc.grid(4.0))))(rotation)
     images = np.asarray(disc.inverse(slices) + jax.random.normal(key_noise, (count, size, size)))
     particles = Particles.from_arrays(images, np.asarray(rotation), np.zeros((count, 2)), Ctf.ideal(count), 4.0)
     particles = particles.with_holdout(0.0)
@@ -159,9 +159,14 @@ def map_posterior(key: Array, size: int = 8, count: int = 60) -> tuple[ParticleP
     def to_map(u: Array) -> Array:
         return problem.shared(unravel(u))["map"]
 
-    jacobian = np.asarray(jax.jacobian(to_map)(mean), np.float64).reshape(size**3, -1)
-    variance = np.einsum("vi,ij,vj->v", jacobian, covariance, jacobian)
-    return problem, np.asarray(to_map(mean)), np.sqrt(variance).reshape((size,) * 3)
+    columns = jax.jit(jax.vmap(to_map))(jnp.eye(len(mean)))  # the map is linear in its coordinates
+    jacobian = np.asarray(columns, np.float64).reshape(len(mean), -1)
+    variance = np.einsum("iv,ij,jv->v", jacobian, covariance, jacobian)
+    return (
+        problem,
+        np.asarray(mean @ columns.reshape(len(mean), -1)).reshape((size,) * 3),
+        variance.reshape((size,) * 3) ** 0.5,
+    )
 
 
 def normal_posterior(problem: PlainProblem) -> tuple[Array, np.ndarray, Callable[[Array], Sites]]:
@@ -170,13 +175,11 @@ def normal_posterior(problem: PlainProblem) -> tuple[Array, np.ndarray, Callable
     data = problem.whole()
 
     @jax.jit
-    def slope(u: Array, batch: Any) -> Array:
-        return jax.grad(lambda v: -problem.log_density(unravel(v), batch))(u)
+    def quadratic(batch: Any) -> tuple[Array, Array]:
+        slope = jax.grad(lambda u: -problem.log_density(unravel(u), batch))
+        at, curvature = jax.linearize(slope, flat)
+        return at, jax.lax.map(curvature, jnp.eye(len(flat)))
 
-    @jax.jit
-    def columns(batch: Any) -> Array:
-        return jax.lax.map(lambda e: jax.jvp(lambda u: slope(u, batch), (flat,), (e,))[1], jnp.eye(len(flat)))
-
-    hessian = np.asarray(columns(data), np.float64)
+    slope, hessian = (np.asarray(part, np.float64) for part in quadratic(data))
     covariance = np.linalg.inv((hessian + hessian.T) / 2)
-    return jnp.asarray(flat - covariance @ np.asarray(slope(flat, data)), flat.dtype), covariance, unravel
+    return jnp.asarray(flat - covariance @ slope, flat.dtype), covariance, unravel

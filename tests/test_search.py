@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,9 @@ import numpy as np
 import pytest
 
 from hetmodels.data.batch import Batch
+from hetmodels.data.fields import Overrides
+from hetmodels.data.maps import read_map
+from hetmodels.data.particles import Particles
 from hetmodels.data.phantom import phantom
 from hetmodels.families.classes import Classes
 from hetmodels.families.homogeneous import Homogeneous
@@ -268,3 +273,31 @@ def test_children_tile_their_parents():
     kids = tangent.finer().vectors.reshape(tangent.cells, 8, 3)
     np.testing.assert_allclose(kids.mean(1), tangent.vectors, atol=1e-6)
     assert np.exp(sphere.log_volume) * sphere.cells == pytest.approx(1)
+
+
+def cropped(values, size):
+    """A map on fewer voxels of the same field of view."""
+    full = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(values)))
+    start = len(values) // 2 - size // 2
+    part = full[(slice(start, start + size),) * 3]
+    part[0], part[:, 0], part[:, :, 0] = 0, 0, 0
+    return np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(part)).real).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["centered", "shifted"])
+def test_poses_of_relion_project_are_recovered(kind):
+    folder = Path(os.environ.get("HETMODELS_DATA") or "absent") / "stacks" / "relion_project_70S"
+    if not folder.exists():
+        pytest.skip("needs stacks/relion_project_70S in the folder that HETMODELS_DATA names")
+    particles = Particles.open(folder / f"rln_proj_64_{kind}.star", overrides=Overrides(no_ctf=True))
+    values = cropped(read_map(folder / "clean70SRibosome_vol_65p.mrc")[0], 64)
+    values *= particles.images(np.arange(4)).std() / values.sum(0).std()
+    obs = Observation(particles.disc, particles.spacing, 1, 4, Known(), FixedNoise())
+    frame = Frame(64, particles.spacing, (1.0,) * 32)
+    family, shared = Homogeneous(frame=frame), {"map": jnp.asarray(values), "map_tau2": jnp.ones(32)}
+    templates = Templates.of(family, shared, obs, jnp.full((1, obs.disc.shells), 0.3))
+    centre, zero = jnp.broadcast_to(uniform(jax.random.key(3), 1), (4, 3, 3)), jnp.zeros((4, 2))
+    how = Search(2, 2, 20, 17.0, 2.0)
+    found = find_poses(how, templates, particles.batch(np.arange(4)), prior_of(4, 8.0), centre, zero)
+    assert np.max(geodesic(found.rotation[:, 0], particles.rotation)) < step_of(4)
+    assert np.abs(found.shift[:, 0] - particles.shift).max() <= 0.5

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", default="homogeneous", help="kind of heterogeneity (`hetmodels families`)")
     parser.add_argument("--engine", default="em", help="inference engine (`hetmodels engines`)")
     parser.add_argument(
-        "--pose", choices=("known", "refine"), default="known",
-        help="take the file's poses as exact, or as centres of a Gaussian prior",
+        "--pose", choices=("known", "refine", "search"), default="known",
+        help="the file's poses are exact, centres of a Gaussian prior, or unknown (then a map to start from is needed)",
     )  # fmt: skip
     parser.add_argument("--seed", type=number(int, 0), default=0, metavar="S", help="seed of all random numbers")
     parser.add_argument(
@@ -77,6 +77,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pose_kind(name: str) -> type:
+    from hetmodels.observation import Known, Refined, Unknown
+
+    return {"known": Known, "refine": Refined, "search": Unknown}[name]
+
+
 class _Job:
     """The objects of one run."""
 
@@ -88,7 +94,8 @@ class _Job:
 
         self.args = args
         values = settings_of(args)
-        check_prefixes(values, ("family", "engine"))
+        check_prefixes(values, ("family", "engine", "pose"))
+        self.pose = settings.build(_pose_kind(args.pose), "pose", values)
         self.family = settings.build(settings.load(args.family, FAMILIES, "family"), "family", values)
         self.engine = settings.build(settings.load(args.engine, ENGINES, "engine"), "engine", values)
         require(self.family, self.engine)
@@ -105,6 +112,10 @@ class _Job:
             raise UsageError("fit: give --start or --reference, not both.")
         if args.ini_high and not args.reference:
             raise UsageError("fit: --ini-high is the low-pass of --reference; give a map, or leave it out.")
+        if args.pose == "search" and not (args.start or args.reference):
+            raise UsageError(
+                "fit: --pose search needs a map to start from: --reference MAP.mrc (with --ini-high A) or --start."
+            )
         if args.mask and not self.halves:
             raise UsageError("fit: --mask is for the FSC of half maps, and this run keeps none. Leave out one of them.")
 
@@ -120,15 +131,17 @@ class _Job:
         if errors:
             raise DataError(f"{self.args.particles}: {' '.join(errors)}")
         particles.require_even()
-        particles.require_poses()
+        if self.args.pose != "search":
+            particles.require_poses()
         particles = particles.with_holdout(self.args.holdout)
         sizes = np.bincount(particles.half[~particles.held_out], minlength=2)
-        if self.halves and not sizes.all():
-            raise DataError(
-                f"{self.args.particles}: half sets need particles in both halves, these have {sizes[0]} and {sizes[1]} "
-                "that train. Give --no-halves."
-            )
         warnings = [problem.text for problem in found]
+        if self.halves and not sizes.all():
+            text = f"half sets need particles in both halves, and {sizes[0]} and {sizes[1]} are there to train"
+            if self.args.halves:
+                raise DataError(f"{self.args.particles}: {text}. Give --no-halves.")
+            self.halves = False
+            warnings.append(f"{text}: they are joined, and no resolution is estimated.")
         if len(particles) < _FEWEST:
             warnings.append(
                 f"{len(particles)} particles make no map: expect noise. Thousands are needed at usual signal-to-noise "
@@ -146,19 +159,21 @@ class _Job:
     def tables(self) -> dict[str, Any]:
         """Family and engine for config.toml; what it cannot hold is a default that cannot be set either."""
         found = {"family": as_table(self.family, self.args.family), "engine": as_table(self.engine, self.args.engine)}
+        if fields(self.pose):
+            found["pose"] = as_table(self.pose, self.args.pose)
         return {name: {k: v for k, v in table.items() if not callable(v)} for name, table in found.items()}
 
     def options(self) -> dict[str, Any]:
         """Arguments of `inference.fit` beyond model, data and engine."""
         import jax
 
-        from hetmodels.observation import Contrast, Known, Outliers, Refined
+        from hetmodels.observation import Contrast, Outliers
         from hetmodels.posterior import Posterior
 
         args = self.args
         return {
             "key": jax.random.key(args.seed),
-            "pose": Known() if args.pose == "known" else Refined(),
+            "pose": self.pose,
             "contrast": None if args.contrast is None else Contrast(args.contrast),
             "outliers": Outliers() if args.outliers else None,
             "halves": self.halves,

@@ -8,6 +8,7 @@ from hetmodels.analysis import masks
 from hetmodels.analysis.fsc import HalfMaps, half_map_fsc, write_fsc_star
 from hetmodels.analysis.sharpening import guinier_fit, sharpen
 from hetmodels.data.export import write_particles
+from hetmodels.data.fields import euler_angles
 from hetmodels.data.maps import write_map
 from hetmodels.data.particles import Particles
 from hetmodels.posterior import Posterior
@@ -33,7 +34,8 @@ def write_results(
         if held.any():
             metrics["log_likelihood_held_out"] = float(evidence[held].mean())
         if particles.metadata is not None:
-            write_particles(particles.metadata, run.particles, particle_columns(posterior), index=particles.rows)
+            columns = particle_columns(posterior) | pose_columns(posterior, particles)
+            write_particles(particles.metadata, run.particles, columns, index=particles.rows)
     run.merge_metrics(metrics)
     return metrics
 
@@ -55,6 +57,21 @@ def particle_columns(posterior: Posterior) -> dict[str, np.ndarray]:
     columns["hetHeldOut"] = local["held_out"].astype(int)
     columns["hetLogLikelihood"] = local["log_evidence"]
     return columns
+
+
+def pose_columns(posterior: Posterior, particles: Particles) -> dict[str, np.ndarray]:
+    """RELION's angles and origins where poses were inferred, in the unit that the table's format has."""
+    metadata = particles.metadata
+    if metadata is None or str(posterior.provenance.get("pose", "Known")).startswith("Known"):
+        return {}
+    angles = euler_angles(np.asarray(posterior.local["rotation"], np.float64))
+    columns = {f"rlnAngle{name}": angles[:, i] for i, name in enumerate(("Rot", "Tilt", "Psi"))}
+    origin = -np.asarray(posterior.local["shift"], np.float64) / particles.relative[:, None]
+    block, pixel, unit = getattr(metadata.table, "block", ()), metadata.pixel, "Angst"
+    old = "_rlnOriginX" in block or metadata.kind.startswith(("relion 1", "relion 2", "relion 3.0"))
+    if old and "_rlnOriginXAngst" not in block and pixel is not None:
+        origin, unit = origin / pixel[particles.rows, None], ""
+    return columns | {f"rlnOrigin{axis}{unit}": origin[:, i] for i, axis in enumerate("XY")}
 
 
 def _write_maps(

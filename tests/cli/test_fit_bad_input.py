@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import starfile
 
+import inference
 from hetmodels.cli import main
+from hetmodels.errors import DataError
 
 BOX = 16
 
@@ -124,14 +126,13 @@ def put(**columns):
         (lambda optics, particles: particles.drop(columns="rlnDefocusU"), ("rlnDefocusU", "--no-ctf")),
         (lambda optics, particles: particles.iloc[:0], ("no particles",)),
         (lambda optics, particles: particles.iloc[[0, *range(119)]], ("same pose", "Remove the duplicates")),
-        (lambda optics, particles: particles.iloc[:1], ("--no-halves",)),
         (put(rlnRandomSubset=1), ("--no-halves",)),
     ],
-    ids=["NaN angle", "same pose", "no defocus", "no angle", "no CTF", "no rows", "repeated", "one row", "one half"],
+    ids=["NaN angle", "same pose", "no defocus", "no angle", "no CTF", "no rows", "repeated", "one half"],
 )
 def test_tables_that_give_no_map(good, capsys, change, words):
     edited(good, change)
-    text = refused(capsys, good)
+    text = refused(capsys, good, "--halves")
     assert all(word in text for word in words), text
 
 
@@ -233,12 +234,27 @@ def test_too_little_memory_names_a_setting_that_would_fit(good, capsys):
     assert "--memory" in refused(capsys, good, "--memory", "0.001")
 
 
-def test_a_start_that_failed_late_leaves_what_was_there(good, capsys):
-    """A folder that existed stays; one that holds only what a killed start left is taken over."""
+def test_a_failure_before_any_result_leaves_nothing_that_blocks_the_next_try(good, capsys, monkeypatch):
+    def fail(*things, **options):
+        raise DataError("an image far down the stack is broken.")
+
     run = good / "fresh"
     run.mkdir()
     (run / ".lock").write_text("")
-    (run / "run.log").write_text("2026 INFO begun\n")
-    spoiled(good, lambda data: data[99].fill(0))
-    refused(capsys, good, output="fresh")
+    (run / "run.log").write_text("2026 INFO begun\n")  # all that a start that was killed left
+    monkeypatch.setattr(inference, "fit", fail, raising=False)
+    for output in ("run", "fresh"):
+        assert "far down" in refused(capsys, good, output=output)
     assert list(run.iterdir()) == []
+
+
+def test_a_failure_keeps_the_run_that_is_resumed(good, capsys, monkeypatch):
+    words = ["fit", str(good / "a.star"), "-o", str(good / "kept"), "--set", "engine.iterations=1"]
+    assert main(words) == 0
+    before = {file: file.read_bytes() for file in (good / "kept").rglob("*.*") if file.name != "run.log"}
+    spoiled(good, lambda data: data[7].fill(0))
+    for more in (["--resume"], ["--overwrite"]):
+        assert main([*words, *more]) == 1
+        assert all(file.read_bytes() == content for file, content in before.items())
+    capsys.readouterr()
+    assert main([*words, "--seed", "5", "--resume"]) in (1, 2)

@@ -1,0 +1,70 @@
+"""`hetmodels fit --pose search`: a table without poses, a map to start from, poses in the table that comes back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hetmodels.cli import main
+from hetmodels.data.metadata import read_metadata
+from hetmodels.imaging.rotations import geodesic
+
+POSE = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi", "_rlnOriginXAngst", "_rlnOriginYAngst")
+
+
+def without_poses(star: Path, out: Path) -> None:
+    """The same table without its pose columns."""
+    lines, kept, place, numbers = star.read_text().splitlines(), [], {}, 0
+    particles = False
+    for line in lines:
+        particles = line.strip() == "data_particles" or (particles and not line.startswith("data_"))
+        if particles and line.startswith("_"):
+            place[line.split()[0]] = len(place)
+            if line.split()[0] in POSE:
+                continue
+            numbers += 1
+            line = f"{line.split()[0]} #{numbers}"
+        elif particles and "@" in line:
+            line = " ".join(w for i, w in enumerate(line.split()) if i not in {place[name] for name in POSE})
+        kept.append(line)
+    out.write_text("\n".join(kept) + "\n")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    star = tmp_path_factory.mktemp("search") / "a.star"
+    words = "--phantom 1 --box 16 --pixel 10 -n 160 --shift-sd 6 --snr 1".split()
+    assert main(["simulate", str(star), *words]) == 0
+    without_poses(star, star.with_name("bare.star"))
+    return star
+
+
+def test_poses_are_found_and_written(simulated: Path, tmp_path: Path) -> None:
+    bare, run = simulated.with_name("bare.star"), tmp_path / "run"
+    words = ["--pose", "search", "--reference", simulated.with_suffix(".truth") / "state_001.mrc", "--ini-high", 40]
+    words += ["--set", "engine.iterations=1", "--set", "pose.order=1", "--set", "pose.shift_range=2"]
+    words += ["--set", "pose.shift_step=1", "--holdout", 0.2]
+    assert main([str(w) for w in ["fit", bare, "-o", run, *words]]) == 0
+    found, truth = read_metadata(run / "particles.star"), read_metadata(simulated)
+    assert found.rotation is not None and found.shift is not None
+    angle = np.asarray(geodesic(found.rotation, truth.rotation))
+    assert np.median(angle) < 0.4
+    assert np.median(np.linalg.norm(found.shift - truth.shift, axis=1)) < 5
+    assert "_hetInput" not in (run / "particles.star").read_text()
+    assert 'name = "search"' in (run / "config.toml").read_text()
+
+
+def test_a_search_without_a_map_is_refused(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", str(simulated), "-o", str(tmp_path / "run"), "--pose", "search"]) == 2
+    assert "--reference" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_table_said_is_kept(simulated: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--pose", "search", "--reference", simulated.with_suffix(".truth") / "state_001.mrc", "--no-halves"]
+    words += ["--set", "engine.iterations=1", "--set", "pose.order=1", "--set", "pose.shift_range=1"]
+    words += ["--set", "pose.shift_step=1"]
+    assert main([str(w) for w in ["fit", simulated, "-o", run, *words]]) == 0
+    text = (run / "particles.star").read_text()
+    assert all(f"_hetInput{name[4:]}" in text for name in POSE)
