@@ -95,7 +95,7 @@ def _check_conformation(family: Any, shared: Any, key: Array) -> Any:
             f"conformation: {name} must be a NumPyro distribution, got {type(law)}."
         )
         assert law.batch_shape == (), (
-            f"conformation: {name} is one particle's prior; its batch shape must be (), not {law.batch_shape} (to_event)."
+            f"conformation: {name} is one particle's prior; batch shape must be (), got {law.batch_shape} (to_event)."
         )
     drawn = {name: law.sample(jax.random.fold_in(key, i), (_ROWS,)) for i, (name, law) in enumerate(laws.items())}
     if prior is None:

@@ -18,8 +18,8 @@ from numpyro.infer import log_likelihood
 from hetmodels.arviz_bridge import ess, rhat
 from hetmodels.container import TRAINING, Axes
 from hetmodels.imaging.ball import Ball
+from hetmodels.plain import PlainProblem
 from hetmodels.posterior import Posterior
-from hetmodels.problem import PlainProblem
 
 if TYPE_CHECKING:
     import pandas as pd

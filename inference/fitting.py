@@ -17,8 +17,9 @@ from hetmodels.errors import UsageError
 from hetmodels.families.protocol import Frame, Linear, framed
 from hetmodels.initial import first_spectra
 from hetmodels.observation import Contrast, Known, Observation, Outliers, Radial
+from hetmodels.plain import PlainProblem, Sites
 from hetmodels.posterior import Posterior
-from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from hetmodels.problem import ParticleProblem
 from inference.diagnostics import pointwise
 from inference.engine import Log, Result, require, run
 

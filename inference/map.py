@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from hetmodels.errors import UsageError
-from hetmodels.problem import PlainProblem, Sites
+from hetmodels.plain import PlainProblem, Sites
 from hetmodels.tree import pytree
 from inference.sites import Rows, compiled, latent_free, refuse, settings, split_arrays, values
 
@@ -42,22 +42,24 @@ class MAP:
     mode. Estimate it with em, moments or svi and pass it on as `given`.
 
     Attributes:
-        steps: steps at most, rounded up to whole passes over the data.
+        iterations: steps at most, rounded up to whole passes over the data.
         batch_size: particles per step; all of them if none.
         learning_rate: of Adam with a cosine decay; if none, 0.1 with batches, and L-BFGS on all data.
         optimiser: an optax transformation in place of these.
         tolerance: L-BFGS stops when a step promises to raise the log density by less than this many nats.
     """
 
-    steps: int = 300
+    iterations: int = 300
     batch_size: int | None = None
     learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = None
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(f"MAP: steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}.")
+        if self.iterations < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(
+                f"MAP: iterations and batch_size must be at least 1, got {self.iterations} and {self.batch_size}."
+            )
         if self.optimiser is not None and self.learning_rate is not None:
             raise ValueError("MAP: the optimiser brings its own learning rate; give one of the two.")
 
@@ -90,7 +92,7 @@ class MAP:
 
     def passes(self, problem: PlainProblem) -> int:
         """As many as the steps need."""
-        return math.ceil(self.steps / _per_pass(problem, self.batch_size))
+        return math.ceil(self.iterations / _per_pass(problem, self.batch_size))
 
     def init(self, key: Array, problem: PlainProblem) -> MAPState:
         """Start at `problem.initial`.

@@ -16,7 +16,8 @@ from numpyro.infer import NUTS
 from numpyro.infer.util import ParamInfo, potential_energy
 
 from hetmodels.errors import UsageError
-from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from hetmodels.plain import PlainProblem, Sites
+from hetmodels.problem import ParticleProblem
 from hetmodels.tree import pytree
 from inference.sites import compiled, local_sites, refuse, settings, split_arrays, start, values
 

@@ -15,7 +15,8 @@ from numpyro.primitives import Messenger
 from hetmodels.data.batch import Batch
 from hetmodels.errors import UsageError
 from hetmodels.families.protocol import Frame, framed
-from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from hetmodels.plain import PlainProblem, Sites
+from hetmodels.problem import ParticleProblem
 
 PLATE = "particles"
 

@@ -20,7 +20,8 @@ from numpyro.infer.initialization import init_to_median, init_to_value
 
 from hetmodels.data.batch import Batch
 from hetmodels.model import Observed
-from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from hetmodels.plain import PlainProblem, Sites
+from hetmodels.problem import ParticleProblem
 from hetmodels.tree import pytree
 from inference.sites import PLATE, Rows, compiled, local_sites, refuse, settings, split_arrays, values
 
@@ -50,7 +51,7 @@ class SVI:
 
     Attributes:
         guide: makes the guide of a model: a class of `numpyro.infer.autoguide`, or a function model -> guide.
-        steps: steps, rounded up to whole passes over the data.
+        iterations: steps, rounded up to whole passes over the data.
         batch_size: particles per step; all of them if none.
         learning_rate: of Adam with a cosine decay; 0.02 if none.
         optimiser: an optax transformation in place of that.
@@ -59,7 +60,7 @@ class SVI:
     """
 
     guide: Callable[..., Any] = AutoNormal
-    steps: int = 2000
+    iterations: int = 2000
     batch_size: int | None = None
     learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = None
@@ -67,8 +68,8 @@ class SVI:
     draws: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.draws, self.batch_size or 1) < 1:
-            raise ValueError(f"SVI: steps, draws and batch_size must be at least 1, got {self!r}.")
+        if min(self.iterations, self.draws, self.batch_size or 1) < 1:
+            raise ValueError(f"SVI: iterations, draws and batch_size must be at least 1, got {self!r}.")
         if self.optimiser is not None and self.learning_rate is not None:
             raise ValueError("SVI: the optimiser brings its own learning rate; give one of the two.")
 
@@ -91,10 +92,10 @@ class SVI:
 
     def passes(self, problem: PlainProblem) -> int:
         """As many as the steps need."""
-        return math.ceil(self.steps / self._per_pass(problem))
+        return math.ceil(self.iterations / self._per_pass(problem))
 
     def init(self, key: Array, problem: PlainProblem) -> SVIState:
-        """The guide about `problem.initial`, set up eagerly on one batch.
+        """The guide about known starting values, else about the prior's median, set up eagerly on one batch.
 
         Raises:
             UsageError: if sites are discrete.
@@ -102,15 +103,11 @@ class SVI:
         refuse(problem, "svi")
         rows = math.ceil(problem.size / self._per_pass(problem))
         batch = problem.whole() if self.whole else next(iter(problem.batches(0, key, rows, False)))
-        key_start, key = jax.random.split(key)
-        at = problem.constrained(problem.initial(key_start))
-        for name in [*problem.parameters(), *local_sites(problem)]:
-            del at[name]
-        known = problem.start_sites()
-        params = {name: known[name] for name in problem.parameters() if name in known}
+        at, params = problem.start_sites(), set(problem.parameters())
         machine = _Machine(problem, self.guide, at, self._optimiser(problem), self.loss, batch)
         compiled(problem, self, lambda: machine)
-        inner = machine.run(machine.svi.init, _indices(problem, batch), batch, key, init_params=params)
+        begin = {name: value for name, value in at.items() if name in params}
+        inner = machine.run(machine.svi.init, _indices(problem, batch), batch, key, init_params=begin)
         return SVIState(inner, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
     def step(self, key: Array, problem: PlainProblem, state: SVIState, batch: Any) -> tuple[SVIState, dict[str, Any]]:
@@ -209,7 +206,7 @@ class _Machine:
 
 
 def _start_at(site: Any, known: Sites) -> Any:
-    """Initial value of a site: the known one; of others, latents of the particles, the median of their prior."""
+    """Initial value of a site: the known one, else about the median of its prior."""
     return init_to_value(site, values=known) if site["name"] in known else init_to_median(site)
 
 

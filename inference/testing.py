@@ -21,7 +21,8 @@ from hetmodels.imaging.ctf import Ctf
 from hetmodels.imaging.grids import Disc
 from hetmodels.imaging.rotations import uniform
 from hetmodels.observation import FixedNoise, Observation
-from hetmodels.problem import ParticleProblem, PlainProblem, Sites
+from hetmodels.plain import PlainProblem, Sites
+from hetmodels.problem import ParticleProblem
 from hetmodels.volumes.voxels import Voxels
 from inference.engine import Log, Result, run
 

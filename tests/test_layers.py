@@ -24,6 +24,7 @@ LAYERS = [
         "hetmodels.local",
         "hetmodels.model",
         "hetmodels.problem",
+        "hetmodels.plain",
         "hetmodels.posterior",
         "hetmodels.recipe",
         "hetmodels.scoring",

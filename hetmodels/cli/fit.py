@@ -142,6 +142,11 @@ class _Job:
                 raise DataError(f"{self.args.particles}: {text}. Give --no-halves.")
             self.halves = False
             warnings.append(f"{text}: they are joined, and no resolution is estimated.")
+        elif self.halves and sizes.max() > 2 * sizes.min():
+            warnings.append(
+                f"the half sets have {sizes[0]} and {sizes[1]} particles to train: the smaller one limits what is "
+                "learnt of the spectrum. --no-halves joins them."
+            )
         if len(particles) < _FEWEST:
             warnings.append(
                 f"{len(particles)} particles make no map: expect noise. Thousands are needed at usual signal-to-noise "
@@ -161,7 +166,8 @@ class _Job:
         found = {"family": as_table(self.family, self.args.family), "engine": as_table(self.engine, self.args.engine)}
         if fields(self.pose):
             found["pose"] = as_table(self.pose, self.args.pose)
-        return {name: {k: v for k, v in table.items() if not callable(v)} for name, table in found.items()}
+        plain = (bool, int, float, str, list, tuple, dict, Path)
+        return {name: {k: v for k, v in table.items() if isinstance(v, plain)} for name, table in found.items()}
 
     def options(self) -> dict[str, Any]:
         """Arguments of `inference.fit` beyond model, data and engine."""

@@ -69,7 +69,7 @@ def test_a_field_is_a_volume():
 
 def test_rotations_of_a_body_are_found():
     turns = 0.3 * np.random.default_rng(0).normal(size=(60, 3))
-    problem, engine = task(TwoBodies(), turns), SVI(batch_size=30, steps=1000, learning_rate=0.05)
+    problem, engine = task(TwoBodies(), turns), SVI(batch_size=30, iterations=1000, learning_rate=0.05)
     result = run(engine, problem, key=jax.random.key(0))
     assert result.trace[-1]["objective"] > result.trace[0]["objective"] + 1
     found = table(engine, problem, result.state)
@@ -81,7 +81,7 @@ def test_rotations_of_a_body_are_found():
 def test_a_network_learns_what_moves():
     turns = np.zeros((80, 3))
     turns[:, 2] = np.linspace(-1.2, 1.2, 80)
-    problem, engine = task(NeuralField(), turns), SVI(batch_size=40, steps=2000, learning_rate=0.02, draws=3)
+    problem, engine = task(NeuralField(), turns), SVI(batch_size=40, iterations=2000, learning_rate=0.02, draws=3)
     result = run(engine, problem, key=jax.random.key(1))
     assert result.trace[-1]["objective"] > result.trace[0]["objective"] + 1
     assert abs(rank_correlation(table(engine, problem, result.state)[:, 0], turns[:, 2])) > 0.8

@@ -7,7 +7,7 @@ import pytest
 from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
 from plain import SCHOOLS, eight_schools
 
-from hetmodels.problem import PlainProblem
+from hetmodels.plain import PlainProblem
 from inference.em import EM
 from inference.engine import run
 from inference.map import MAP
@@ -23,7 +23,7 @@ GOOD = [
     MAP(learning_rate=0.1),
     SVI(guide=AutoDelta, steps=800),
     SVI(guide=AutoMultivariateNormal, steps=1500, learning_rate=0.05, draws=1000),
-    SVI(steps=1500, learning_rate=0.05, draws=1000),
+    SVI(iterations=1500, learning_rate=0.05, draws=1000),
     MCMC(draws=500, warmup=300, chains=2),
 ]
 
@@ -58,7 +58,7 @@ def test_a_biased_engine_is_caught():
 
 def test_an_engine_with_a_hidden_state_is_caught():
     with pytest.raises(AssertionError, match="differs from that of an uninterrupted one"):
-        check_engine(Hidden(steps=800, learning_rate=0.05, draws=1000), jax.random.key(0))
+        check_engine(Hidden(iterations=800, learning_rate=0.05, draws=1000), jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

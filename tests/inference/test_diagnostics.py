@@ -10,8 +10,8 @@ import pytest
 
 from hetmodels.families import Classes, Homogeneous
 from hetmodels.families.protocol import Frame
+from hetmodels.plain import PlainProblem
 from hetmodels.posterior import Posterior
-from hetmodels.problem import PlainProblem
 from inference import diagnostics
 
 FRAME = Frame(8, 5.0, (1.0, 0.5, 0.2, 0.1))

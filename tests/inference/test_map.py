@@ -15,7 +15,7 @@ from hetmodels.errors import UsageError
 from hetmodels.families.homogeneous import Homogeneous
 from hetmodels.model import observe
 from hetmodels.observation import Refined
-from hetmodels.problem import PlainProblem
+from hetmodels.plain import PlainProblem
 from inference.engine import run
 from inference.map import MAP
 from inference.sites import Rows
@@ -37,7 +37,7 @@ def test_batches_estimate_the_density_of_all_particles():
 def test_a_parameter_of_a_model_function_is_recovered():
     problem = task(one_gap, imaged(np.full(60, 22.0)))
     results = []
-    for engine in (MAP(), MAP(batch_size=20, steps=300, learning_rate=0.3)):
+    for engine in (MAP(), MAP(batch_size=20, iterations=300, learning_rate=0.3)):
         draw = engine.draw(None, problem, run(engine, problem, key=jax.random.key(0)).state)
         results.append(float(draw["gap"]))
         assert np.isclose(draw["half_gap"], draw["gap"] / 2)
@@ -61,7 +61,7 @@ def test_the_spectrum_stays_at_its_start():
     problem, _, _ = map_posterior(jax.random.key(0))
     given = problem.given["map_tau2"]
     free = dataclasses.replace(problem, given={}, start={})
-    engine = MAP(steps=3)
+    engine = MAP(iterations=3)
     draw = engine.draw(None, free, run(engine, free, key=jax.random.key(0)).state)
     assert np.allclose(draw["map_tau2"], given, rtol=1e-5)
 
@@ -82,12 +82,12 @@ def test_what_it_cannot_do_is_refused_in_words():
     with pytest.raises(ValueError, match="one of the two"):
         MAP(learning_rate=0.1, optimiser=optax.sgd(0.1))
     with pytest.raises(ValueError, match="at least 1"):
-        MAP(steps=0)
+        MAP(iterations=0)
 
 
 def test_any_optimiser_of_optax_serves():
     problem = task(one_gap, imaged(np.full(60, 22.0)))
-    engine = MAP(optimiser=optax.adam(0.3), steps=200)
+    engine = MAP(optimiser=optax.adam(0.3), iterations=200)
     draw = engine.draw(None, problem, run(engine, problem, key=jax.random.key(0)).state)
     assert abs(float(draw["gap"]) - 22.0) < 0.3
     assert " at 0x" not in repr(engine)

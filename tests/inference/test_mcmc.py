@@ -14,7 +14,7 @@ from numpyro.infer import HMC, NUTS
 from plain import SCHOOLS, eight_schools, imaged, one_gap, own_gaps, task
 
 from hetmodels.errors import UsageError
-from hetmodels.problem import PlainProblem
+from hetmodels.plain import PlainProblem
 from inference.engine import run
 from inference.mcmc import MCMC
 

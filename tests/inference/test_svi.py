@@ -14,7 +14,7 @@ from numpyro.infer.autoguide import AutoDelta, AutoNormal
 from plain import SCHOOLS, eight_schools, imaged, one_gap, own_gaps, task
 
 from hetmodels.errors import UsageError
-from hetmodels.problem import PlainProblem
+from hetmodels.plain import PlainProblem
 from inference.engine import run
 from inference.svi import SVI
 
@@ -69,7 +69,7 @@ def test_the_elbo_is_the_evidence_where_the_guide_holds_the_posterior(particles)
     y, centre, sd = closed_form(problem)
     covariance = 1.25 * np.eye(len(y)) + 4.0
     evidence = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2 * np.pi * covariance)[1])
-    engine = SVI(steps=1500, learning_rate=0.05, draws=2000)
+    engine = SVI(iterations=1500, learning_rate=0.05, draws=2000)
     result = run(engine, problem, key=jax.random.key(0))
     reported = np.mean([row["objective"] for row in result.trace[-200:]])
     assert abs(reported - evidence / len(y)) < 0.01
@@ -124,7 +124,7 @@ def test_params_are_estimated_unless_given():
 
     y = np.random.default_rng(0).normal(3, 2, 200).astype(np.float32)
     problem = PlainProblem(model, {"y": y})
-    engine = SVI(steps=1500)
+    engine = SVI(iterations=1500)
     draws = run(engine, problem, key=jax.random.key(0)).draws
     assert abs(draws["scale"].mean() - y.std()) < 0.1
     given = dataclasses.replace(problem, given={"scale": jnp.asarray(5.0)})
