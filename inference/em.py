@@ -153,7 +153,7 @@ class EM:
         """E-step of a batch and its share of the back-projections."""
         family, obs = problem.family, problem.observation
         lattice, nodes = component_lattice(family), _nodes(family, state.shared)
-        assignment = self._assignment(problem, int(state.passes), nodes)
+        assignment = self._assignment(state, nodes)
         mode = Mode(obs, lattice, len(state.maps) > 1, assignment, mixing_pairs(family, state.shared))
         junk = state.junk if obs.outliers is not None else None
         target = 1 + (0.75 * nodes - 1) * max(0.0, 1 - int(state.passes) / max(self.anneal, 1))
@@ -182,11 +182,12 @@ class EM:
         sums = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), state.sums, sums)
         return dataclasses.replace(state, total=total, sums=sums, pending=None)
 
-    def _assignment(self, problem: Any, passes: int, nodes: int) -> str:
-        """How nodes are assigned in this pass: at random to break the symmetry, softly, or by their posterior."""
-        if nodes == 1 or passes >= self.anneal:
+    def _assignment(self, state: EMState, nodes: int) -> str:
+        """How nodes are assigned in this pass: at random where all maps are alike, softly, or by their posterior."""
+        if nodes == 1 or int(state.passes) >= self.anneal:
             return "posterior"
-        return "soft" if passes > 0 or problem.started else "random"
+        alike = int(state.passes) == 0 and bool(jnp.all(state.maps == state.maps[:, :1]))
+        return "random" if alike else "soft"
 
     def sweep(self, key: Array, problem: Any, state: EMState) -> tuple[EMState, dict[str, Any]]:
         """M-step: maps, spectra, noise, mixture weights."""

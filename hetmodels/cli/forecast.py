@@ -54,7 +54,7 @@ def advice(parts: dict[str, int], limit: float, family: Any, engine: Any, partic
             break
     if not found:
         return f"The program alone needs {parts['program'] / 1e9:.2f} GB: free some memory, or allow more by --memory."
-    return f"This would fit: {' or '.join(found)}."
+    return f"{' or '.join(found)} would fit."
 
 
 def measured_time(engine: Any, problem: Any, key: Any) -> dict[str, Any]:

@@ -14,7 +14,9 @@ POSE = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi", "_rlnOriginXAngst", "_r
 
 def without_poses(star: Path, out: Path) -> None:
     """The same table without its pose columns."""
-    lines, kept, place, numbers = star.read_text().splitlines(), [], {}, 0
+    lines, numbers = star.read_text().splitlines(), 0
+    kept: list[str] = []
+    place: dict[str, int] = {}
     particles = False
     for line in lines:
         particles = line.strip() == "data_particles" or (particles and not line.startswith("data_"))
@@ -47,6 +49,7 @@ def test_poses_are_found_and_written(simulated: Path, tmp_path: Path) -> None:
     assert main([str(w) for w in ["fit", bare, "-o", run, *words]]) == 0
     found, truth = read_metadata(run / "particles.star"), read_metadata(simulated)
     assert found.rotation is not None and found.shift is not None
+    assert truth.rotation is not None and truth.shift is not None
     angle = np.asarray(geodesic(found.rotation, truth.rotation))
     assert np.median(angle) < 0.4
     assert np.median(np.linalg.norm(found.shift - truth.shift, axis=1)) < 5

@@ -38,15 +38,15 @@ class Field:
 
     network: dict
     z: Array
-    reach: float = static(default=40.0)  # [Å], size of the particle
+    reach: float = static(default=8.0)  # [Å], scale of the features
     width: float = static(default=8.0)  # [Å]
 
     def transform(self, k: Array) -> Array:
         """At frequencies (…, 3) [1/Å]; even real and odd imaginary part, as the density is real."""
 
         def outputs(k: Array) -> Array:
-            turns = self.reach * k
-            parts = [jnp.sin(2 * jnp.pi * turns), jnp.cos(2 * jnp.pi * turns)]
+            angle = 2 * jnp.pi * self.reach * k
+            parts = [angle, jnp.sin(angle), jnp.cos(angle), jnp.sin(2 * angle), jnp.cos(2 * angle)]
             latent = jnp.broadcast_to(self.z, (*k.shape[:-1], *self.z.shape))
             x = jnp.concatenate([*parts, latent], axis=-1)
             x = jax.nn.silu(x @ self.network["w1"] + self.network["b1"])
@@ -76,7 +76,7 @@ class NeuralField:
     hidden: int = static(default=24)
 
     def shared(self):
-        sizes = [6 + self.dims, self.hidden, self.hidden, 2]
+        sizes = [15 + self.dims, self.hidden, self.hidden, 2]
         sites = {}
         for i, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
 

@@ -21,8 +21,8 @@ GOOD = [
     Moments(batch_size=20),
     MAP(),
     MAP(learning_rate=0.1),
-    SVI(guide=AutoDelta, steps=800),
-    SVI(guide=AutoMultivariateNormal, steps=1500, learning_rate=0.05, draws=1000),
+    SVI(guide=AutoDelta, iterations=800),
+    SVI(guide=AutoMultivariateNormal, iterations=1500, learning_rate=0.05, draws=1000),
     SVI(iterations=1500, learning_rate=0.05, draws=1000),
     MCMC(draws=500, warmup=300, chains=2),
 ]
@@ -68,7 +68,7 @@ def images():
 
 @pytest.mark.parametrize(
     "engine",
-    [MAP(batch_size=20, steps=30), SVI(batch_size=20, steps=30, draws=3), EM(iterations=3, batch_size=20)],
+    [MAP(batch_size=20, iterations=30), SVI(batch_size=20, iterations=30, draws=3), EM(iterations=3, batch_size=20)],
     ids=repr,
 )
 def test_a_run_killed_inside_a_pass_goes_on(images, engine):

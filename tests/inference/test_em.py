@@ -101,6 +101,16 @@ def test_two_classes_are_told_apart():
     assert ari(np.asarray(local.responsibilities).argmax(1), data.states) > 0.95
 
 
+def test_classes_started_from_one_map_do_not_stay_alike():
+    data = simulated(n=300, size=16, snr=0.5, states=2, seed=6)
+    task = problem(data.particles, Classes(classes=2))
+    shared = task.shared(task.initial(jax.random.key(0)))
+    start = {"maps": jnp.broadcast_to(jnp.asarray(data.truth.mean(0)), (2, 16, 16, 16))}
+    task = dataclasses.replace(task, start=shared | start)
+    maps = run(EM(iterations=2), task, key=jax.random.key(0)).state.maps[0]
+    assert np.abs(maps[0] - maps[1]).max() > 1e-3 * np.abs(maps).max()
+
+
 def test_order_of_particles_does_not_matter():
     data = simulated(n=200)
     task = problem(data.particles, Homogeneous())

@@ -50,7 +50,7 @@ def test_a_table_of_latents_is_exact_whatever_the_batches(particles, batch_size)
     matrix[0, 0], matrix[0, 1:], matrix[1:, 0] = 0.25 + count, -1, -1
     matrix[1:, 1:] = np.eye(count) * (1 + 4)
     mode = np.linalg.solve(matrix, np.concatenate([[0], 4 * y]))
-    engine = SVI(guide=AutoDelta, batch_size=batch_size, steps=1500, learning_rate=0.05)
+    engine = SVI(guide=AutoDelta, batch_size=batch_size, iterations=1500, learning_rate=0.05)
     state = run(engine, problem, key=jax.random.key(0)).state
     params = engine._machine(problem).svi.get_params(state.inner)
     assert np.allclose(params["centre_auto_loc"], mode[0], atol=0.02)
@@ -81,7 +81,7 @@ def test_the_elbo_is_the_evidence_where_the_guide_holds_the_posterior(particles)
 
 def test_a_parameter_of_a_model_function_is_recovered(particles):
     problem = task(own_gaps, particles)
-    result = run(SVI(batch_size=13, steps=1000, learning_rate=0.2), problem, key=jax.random.key(0))
+    result = run(SVI(batch_size=13, iterations=1000, learning_rate=0.2), problem, key=jax.random.key(0))
     assert abs(result.draws["centre"].mean() - 20.0) < 2.5
     assert "z" not in result.draws
 
@@ -107,7 +107,7 @@ def test_a_guide_of_ones_own_reads_the_images(particles):
             numpyro.sample("y", dist.Normal(centre + z, 0.5), obs=data.batch.images[:, 0].real)
 
     problem = task(centred, particles)
-    engine = SVI(guide=amortised, batch_size=10, steps=3000, learning_rate=0.05)
+    engine = SVI(guide=amortised, batch_size=10, iterations=3000, learning_rate=0.05)
     state = run(engine, problem, key=jax.random.key(0)).state
     params = engine._machine(problem).svi.get_params(state.inner)
     y, centre, _ = closed_form(problem)
@@ -136,7 +136,7 @@ def test_params_are_estimated_unless_given():
 def test_it_starts_where_it_is_told():
     start = {"mu": jnp.asarray(7.0), "tau": jnp.asarray(2.0)}
     problem = PlainProblem(eight_schools, SCHOOLS, start=start)
-    engine = SVI(guide=partial(AutoNormal, init_scale=1e-4), steps=1)
+    engine = SVI(guide=partial(AutoNormal, init_scale=1e-4), iterations=1)
     state = engine.init(jax.random.key(0), problem)
     draw = engine.draw(jax.random.key(1), problem, state)
     assert np.isclose(draw["mu"], 7.0, atol=0.01)
@@ -146,7 +146,7 @@ def test_it_starts_where_it_is_told():
 
 def test_one_compilation(particles):
     problem = task(one_gap, particles)
-    engine = SVI(batch_size=10, steps=9)
+    engine = SVI(batch_size=10, iterations=9)
     run(engine, problem, key=jax.random.key(0))
     assert engine._machine(problem).update._cache_size() == 1
 
