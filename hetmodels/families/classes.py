@@ -82,7 +82,3 @@ class Classes:
         """Values of the sites that give these shared values."""
         white = Ball(need_frame(self).size).whiten(shared["maps"], shared["maps_tau2"])
         return {"maps_white": white, "maps_tau2": shared["maps_tau2"], "weights": shared["weights"]}
-
-    def functionals(self, shared: Shared) -> Shared:
-        """Numbers that do not change when classes swap names: the class shares in falling order."""
-        return {"weights": jnp.sort(shared["weights"])[::-1]}

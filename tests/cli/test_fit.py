@@ -158,7 +158,7 @@ def test_start_given_and_reference(folder, capsys):
     base, run = (Posterior.load(folder / name / "posterior.nc").shared for name in ("base", "run"))
     for name in ("map_tau2", "noise"):
         np.testing.assert_array_equal(run[name], base[name])
-    assert "family" in fit(folder, capsys, "--family", "classes", "--start", folder / "base", run="x", status=2)
+    assert "Homogeneous" in fit(folder, capsys, "--family", "classes", "--start", folder / "base", run="x", status=2)
 
 
 def test_two_references_are_two_classes(folder, capsys):
@@ -174,17 +174,30 @@ def test_two_references_are_two_classes(folder, capsys):
     assert "maps of shape" in fit(folder, capsys, *words, "--set", "family.classes=3", run="x", status=2)
 
 
-def test_box_contrast_and_outliers(folder, capsys):
-    words = ["--box", 12, "--contrast", 0.3, "--outliers", "--holdout", 0.3, "--no-halves"]
-    found = fit(folder, capsys, *words, "--set", "engine.iterations=6", "--overwrite")
+def test_box_and_holdout(folder, capsys):
+    found = fit(folder, capsys, "--box", 12, "--holdout", 0.3, "--no-halves", *SHORT, "--overwrite")
     assert (found["box"], found["pixel"]) == (12, 16.0)
     assert the_map(folder, "run").shape == (12, 12, 12)
     assert not (folder / "run" / "volumes" / "half1.mrc").exists()
-    said = Posterior.load(folder / "run" / "posterior.nc").provenance
-    assert "0.3" in said["contrast"] and said["outliers"] != "None"
     particles = starfile.read(folder / "run" / "particles.star")["particles"]
     assert 0.2 < particles["hetHeldOut"].mean() < 0.4
-    assert particles["hetOutlierProbability"].nunique() > 1 and particles["hetOutlierProbability"].mean() < 0.1
+
+
+def test_contrast_and_outliers(folder, capsys):
+    """Images of nothing, as bright as particles, are found among them."""
+    tables, images = starfile.read(folder / "a.star"), mrcfile.read(folder / "a.mrcs")
+    junk = np.arange(0, COUNT, 20)
+    images[junk] = np.random.default_rng(0).normal(size=(len(junk), BOX, BOX)) * images.std()
+    mrcfile.write(folder / "junk.mrcs", images)
+    names = tables["particles"]["rlnImageName"].str.replace("a.mrcs", "junk.mrcs")
+    starfile.write({**tables, "particles": tables["particles"].assign(rlnImageName=names)}, folder / "junk.star")
+    words = ["--contrast", "0.3", "--outliers", "--no-halves", "--set", "engine.iterations=6", "--json"]
+    assert main(["fit", str(folder / "junk.star"), "-o", str(folder / "junk"), *words]) == 0
+    said = Posterior.load(folder / "junk" / "posterior.nc").provenance
+    assert "0.3" in said["contrast"] and said["outliers"] != "None"
+    found = starfile.read(folder / "junk" / "particles.star")["particles"]["hetOutlierProbability"].to_numpy()
+    clean = np.setdiff1d(np.arange(COUNT), junk)
+    assert found[junk].min() > np.quantile(found[clean], 0.95) and found[clean].mean() < 0.05
 
 
 def test_window(folder, capsys):
