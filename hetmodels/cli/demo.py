@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             if words[0] == "evaluate":
                 scores[Path(words[1]).name] = json.loads((Path(words[1]) / "metrics.json").read_text(encoding="utf-8"))
     seconds = round(time.time() - begun, 1)
-    emit(args, {"folder": str(folder), "seconds": seconds, **scores}, _in_words(folder, seconds, scores))
+    emit(args, {"folder": str(folder), "seconds": seconds, **scores}, in_words(folder, seconds, scores))
     return 0
 
 
@@ -70,7 +70,7 @@ def _command(words: list[str], quiet: bool) -> int:
         return main(words)
 
 
-def _in_words(folder: Path, seconds: float, scores: dict[str, Any]) -> str:
+def in_words(folder: Path, seconds: float, scores: dict[str, Any]) -> str:
     """The scores in words, and where things are."""
     one, three = scores["homogeneous"], scores["classes"]
     gain = three["log_likelihood_held_out"] - one["log_likelihood_held_out"]
