@@ -7,8 +7,11 @@ from hetmodels.data.memory import predict_memory
 from hetmodels.data.particles import Particles
 
 PROGRAM = 450_000_000  # bytes of the program itself with its libraries and compiled steps
-PER_PIXEL = 400  # bytes per Fourier pixel and row of a batch while a step is computed
-_MAPS = 12  # maps written whatever the family, posterior included
+# Measured at 64 and 96 pixels with 1, 2 and 5 maps. A step takes this much per Fourier pixel and row of a batch, once
+# and for each map; of an engine on gradients, which has no sums to keep, half of it. The sweep that ends a pass takes
+# a multiple of the state, when the step's memory is free again.
+PER_PIXEL, SWEEP = 300, 2.4
+_MOST = 12  # maps written whatever the family, posterior included
 
 
 def rows_per_step(engine: Any, particles: Particles) -> int:
@@ -21,8 +24,18 @@ def predicted_memory(family: Any, engine: Any, particles: Particles, halves: boo
     rows = rows_per_step(engine, particles)
     parts = predict_memory(particles, rows)
     parts |= {"program": PROGRAM, "state": state_bytes(family, engine, particles.size, halves)}
-    parts["step"] = rows * particles.disc.pixels * PER_PIXEL
+    parts["step"] = max(_step_bytes(family, engine, rows * particles.disc.pixels), int(SWEEP * parts["state"]))
     return parts | {"total": sum(value for name, value in parts.items() if name != "total")}
+
+
+def _maps(family: Any) -> int:
+    """How many maps a family has."""
+    return getattr(family, "classes", None) or 1 + getattr(family, "dims", 0)
+
+
+def _step_bytes(family: Any, engine: Any, pixels: int) -> int:
+    """Bytes at work in a step on so many Fourier pixels of images."""
+    return pixels * PER_PIXEL * (1 + _maps(family)) // (1 if hasattr(engine, "state_bytes") else 2)
 
 
 def state_bytes(family: Any, engine: Any, size: int, halves: bool) -> int:
@@ -33,25 +46,24 @@ def state_bytes(family: Any, engine: Any, size: int, halves: bool) -> int:
 
 def predicted_disk(family: Any, engine: Any, particles: Particles, halves: bool) -> int:
     """Bytes that a run writes at most: maps, tables, and two checkpoints while one replaces the other."""
-    count = getattr(family, "classes", None) or 1 + getattr(family, "dims", 0)
-    maps = 4 * particles.size**3 * (_MAPS + 5 * count)
+    maps = 4 * particles.size**3 * (_MOST + 5 * _maps(family))
     return maps + 800 * len(particles) + 2 * state_bytes(family, engine, particles.size, halves)
 
 
 def advice(parts: dict[str, int], limit: float, family: Any, engine: Any, particles: Particles, halves: bool) -> str:
     """Settings with which a run that takes these parts of memory would stay within the limit [bytes]."""
-    per_row = (parts["batches"] + parts["step"]) / rows_per_step(engine, particles)
-    rows = int((limit - parts["total"] + parts["batches"] + parts["step"]) / per_row)
-    found = []
-    if not engine.whole and rows >= 20:
-        found.append(f"--set engine.batch_size={rows // 10 * 10}")
-    fixed = parts["program"] + parts["table"]
-    for box in range(particles.size // 2 * 2 - 2, 15, -2):
-        part = (box / particles.size) ** 2
-        images = part * (parts["reading"] + parts["batches"] + parts["step"])
-        if fixed + images + state_bytes(family, engine, box, halves) <= limit:
-            found.append(f"--box {box}")
-            break
+    fixed, rows = parts["program"] + parts["table"], rows_per_step(engine, particles)
+    images, pixels = parts["reading"] + parts["batches"], particles.disc.pixels
+
+    def needed(rows_: int, box: int) -> float:
+        part, state = (box / particles.size) ** 2, state_bytes(family, engine, box, halves)
+        step = _step_bytes(family, engine, int(rows_ * pixels * part))
+        return fixed + images * part * rows_ / rows + state + max(step, SWEEP * state)
+
+    sizes = [] if engine.whole else range(rows // 10 * 10 - 10, 10, -10)
+    fewer = next((n for n in sizes if needed(n, particles.size) <= limit), None)
+    smaller = next((box for box in range(particles.size // 2 * 2 - 2, 15, -2) if needed(rows, box) <= limit), None)
+    found = [f"--set engine.batch_size={fewer}"] * (fewer is not None) + [f"--box {smaller}"] * (smaller is not None)
     if not found:
         return f"The program alone needs {parts['program'] / 1e9:.2f} GB: free some memory, or allow more by --memory."
     return f"{' or '.join(found)} would fit."

@@ -56,6 +56,9 @@ def goodbye(args: argparse.Namespace, folder: RunDirectory, metrics: dict[str, A
         lines.append(f"resolution at FSC = 0.143: {metrics['resolution_0143']:.1f} Å (masked, phase-randomised)")
     if "class_shares" in metrics:
         lines.append("class shares: " + ", ".join(f"{v:.3f}" for v in metrics["class_shares"]))
+    if "class_resolution_0143" in metrics:
+        each = ", ".join(f"{v:.1f}" for v in metrics["class_resolution_0143"])
+        lines.append(f"resolution of the classes at FSC = 0.143: {each} Å (masked, phase-randomised)")
     if "log_likelihood_held_out" in metrics:
         value = metrics["log_likelihood_held_out"]
         lines.append(f"held-out log likelihood: {value:.2f} nats per particle over noise alone")

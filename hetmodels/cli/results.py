@@ -82,7 +82,7 @@ def _write_maps(
     if family is None:
         return {}
     if hasattr(family, "grids"):
-        return _write_classes(run, posterior, size, spacing)
+        return _write_classes(run, posterior, size, spacing, mask)
     if family.conformation(posterior.shared_point()) is not None:
         return {}
     joined = _solvent_zero(np.asarray(posterior.volume_at().density(size, spacing)))
@@ -95,7 +95,9 @@ def _write_maps(
     return _write_validation(run, joined, halves, spacing, mask)
 
 
-def _write_classes(run: RunDirectory, posterior: Posterior, size: int, spacing: float) -> dict[str, Any]:
+def _write_classes(
+    run: RunDirectory, posterior: Posterior, size: int, spacing: float, mask: np.ndarray | None
+) -> dict[str, Any]:
     shared = posterior.shared_point()
     nodes, log_weights = posterior.family.grids(shared)
     maps = [_solvent_zero(np.asarray(posterior.volume_at(node).density(size, spacing))) for node in nodes]
@@ -104,7 +106,15 @@ def _write_classes(run: RunDirectory, posterior: Posterior, size: int, spacing: 
     weights = np.exp(np.asarray(log_weights))
     write_map(run.map, np.tensordot(weights, np.stack(maps), 1), spacing)
     shares = posterior.local["responsibilities"][~posterior.local["held_out"]].mean(0)
-    return {"class_shares": [float(v) for v in shares]}
+    metrics = {"class_shares": [float(v) for v in shares]}
+    if "half_maps" in posterior.extra:
+        found = []
+        for whole, *pair in zip(maps, *posterior.extra["half_maps"], strict=True):
+            inside = masks.from_map(whole, spacing) if mask is None else mask
+            curve = half_map_fsc(_solvent_zero(pair[0]), _solvent_zero(pair[1]), spacing, inside).final
+            found.append(curve.resolution(0.143).resolution)
+        metrics["class_resolution_0143"] = found
+    return metrics
 
 
 def _write_validation(

@@ -164,13 +164,16 @@ def test_start_given_and_reference(folder, capsys):
 def test_two_references_are_two_classes(folder, capsys):
     truth = [folder / "a.truth" / f"state_00{k}.mrc" for k in (1, 2)]
     words = ["--family", "classes", "--set", "family.classes=2", "--reference", truth[0], "--reference", truth[1]]
-    found = fit(folder, capsys, *words, *SHORT, run="two")
+    found = fit(folder, capsys, *words, *SHORT, "--halves", run="two")
     states = starfile.read(folder / "a.truth" / "truth.star")
     states = (states if not isinstance(states, dict) else states["particles"])["hetTrueState"].to_numpy()
     classes = starfile.read(folder / "two" / "particles.star")["particles"]
     assert (classes["hetClass"].to_numpy() == states).mean() > 0.8
     assert classes["rlnClassNumber"].equals(classes["hetClass"])
-    assert len(found["class_shares"]) == 2 and (folder / "two" / "volumes" / "class_002.mrc").exists()
+    assert (
+        len(found["class_shares"]) == len(found["class_resolution_0143"]) == 2
+        and (folder / "two" / "volumes" / "class_002.mrc").exists()
+    )
     assert "maps of shape" in fit(folder, capsys, *words, "--set", "family.classes=3", run="x", status=2)
 
 
