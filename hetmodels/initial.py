@@ -26,7 +26,7 @@ def first_spectra(particles: Particles) -> tuple[np.ndarray, Frame]:
     rows = np.unique(np.linspace(0, len(particles) - 1, min(_MOST, len(particles))).astype(int))
     batch = particles.batch(rows)
     images, ctf, group = np.asarray(batch.images), np.asarray(batch.ctf), np.asarray(batch.group)
-    corners = _corner_power(images, disc)
+    corners = _corner_power(images, disc) if particles.window is None else np.zeros(images.shape)
     noise = np.ones((particles.groups, disc.shells))
     signal, transfer = np.zeros(disc.shells), np.zeros(disc.shells)
     for g in np.unique(group):

@@ -57,16 +57,32 @@ class PlainProblem:
 
     @cached_property
     def sites(self) -> dict[str, dict]:
-        """The unknown sites of the model by name, as a NumPyro trace has them."""
-        seeded = handlers.seed(self.model, jax.random.key(0))
-        with handlers.block():
-            trace = handlers.trace(seeded).get_trace(self.example())
-        return {
-            name: site
-            for name, site in trace.items()
-            if (site["type"] == "sample" and not site["is_observed"])
-            or (site["type"] == "param" and name not in self.given)
-        }
+        """The unknown sites of the model by name, as a NumPyro trace has them.
+
+        Compiled, so that what they do not depend on, the likelihood above all, is traced but never computed.
+        """
+        data, sites = self.example(), {}
+
+        def values() -> dict[str, tuple]:
+            with handlers.block():
+                trace = handlers.trace(handlers.seed(self.model, jax.random.key(0))).get_trace(data)
+            for name, site in trace.items():
+                unknown = site["type"] == "sample" and not site["is_observed"]
+                if unknown or (site["type"] == "param" and name not in self.given):
+                    sites[name] = site
+            # the law of a parameter is the identity function, no array
+            return {
+                n: (s["value"], s["fn"] if s["type"] == "sample" else None, constraint(s)) for n, s in sites.items()
+            }
+
+        def constraint(site: dict) -> Any:
+            return site["kwargs"].get("constraint", dist.constraints.real)
+
+        found = jax.jit(values)()
+        for name, (value, law, support) in found.items():
+            sites[name] = sites[name] | {"value": value, "kwargs": sites[name]["kwargs"] | {"constraint": support}}
+            sites[name] |= {} if law is None else {"fn": law}
+        return sites
 
     def example(self) -> Any:
         """A batch of the shape that engines will see, to trace the model with."""

@@ -208,14 +208,14 @@ class EM:
             diagonal = weights if weights.ndim == 2 else jnp.diagonal(weights, axis1=1, axis2=2)
             precisions.append(jnp.stack([data_precision(lattice, h) for h in diagonal.T]))
         new_maps, precision = jnp.stack(maps), jnp.stack(precisions)
-        objective = self._objective(ball, state, precision)
+        objective = self._objective(problem, ball, state, precision)
         fsc = correlation(ball, new_maps, precision, state.spectra)
         spectra = state.spectra
-        if self.learn_spectrum and (int(state.joined) < 0 or not problem.halves):
+        if self._learns_spectrum(problem) and (int(state.joined) < 0 or not problem.halves):
             spectra = signal_spectra(ball, new_maps, precision, state.spectra, fsc)
             new_maps = regularised(ball, new_maps, precision, state.spectra, spectra)
         noise = state.noise
-        if self.learn_noise:
+        if self.learn_noise and "noise" not in problem.given:
             noise = noise_spectra(ball, state.sums, precision, state.spectra, state.noise)
         junk = state.junk if obs.outliers is None else junk_share(state.sums, obs)
         joined, halves = int(state.joined), new_maps if len(new_maps) == 2 else state.halves
@@ -276,17 +276,25 @@ class EM:
         found = {"fsc": np.asarray(state.fsc)}
         return found | ({"half_maps": np.asarray(state.halves)} if problem.halves else {})
 
-    def _objective(self, ball: Ball, state: EMState, precision: Array) -> float:
+    def _learns_spectrum(self, problem: Any) -> bool:
+        """Whether the maps' prior spectrum is re-estimated: it was not given."""
+        return self.learn_spectrum and not any(name.endswith("tau2") for name in problem.given)
+
+    def _objective(self, problem: Any, ball: Ball, state: EMState, precision: Array) -> float:
         """Log posterior per particle; with a learnt spectrum, the evidence (maps integrated, diagonal Laplace)."""
-        prior = 1 / jnp.maximum(state.spectra, 1e-30)[:, ball.shell]
-        half = ball.multiplicity
-        power = jnp.abs(ball.transform(state.maps)) ** 2
-        total = -0.5 * jnp.sum(power * prior * half)
-        if self.learn_spectrum:
-            total -= 0.5 * jnp.sum(jnp.log1p(precision / prior) * half)
-        else:
-            total += 0.5 * len(state.maps) * jnp.sum(jnp.log(prior) * half)
+        total = _log_prior(ball, self._learns_spectrum(problem), state.maps, state.spectra, precision)
         return (float(state.sums.log_ratio) + float(total)) / float(state.sums.particles)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _log_prior(ball: Ball, integrated: bool, maps: Array, spectra: Array, precision: Array) -> Array:
+    """Log prior of the maps, or what they add to the evidence when they are integrated."""
+    prior = 1 / jnp.maximum(spectra, 1e-30)[:, ball.shell]
+    half = ball.multiplicity
+    total = -0.5 * jnp.sum(jnp.abs(ball.transform(maps)) ** 2 * prior * half)
+    if integrated:
+        return total - 0.5 * jnp.sum(jnp.log1p(precision / prior) * half)
+    return total + 0.5 * len(maps) * jnp.sum(jnp.log(prior) * half)
 
 
 def _nodes(family: Any, shared: Any) -> int:

@@ -116,10 +116,30 @@ def make_problem(
     groups, count = copies * particles.groups, int((~particles.held_out).sum())
     observation = Observation(particles.disc, particles.spacing, groups, count, pose, noise, contrast, outliers)
     given = _site_values(family, given)
+    if "noise" in given:
+        given["noise"] = _noise_of(given["noise"], groups)
     problem = ParticleProblem.of(family, particles, observation, given, halves=halves)
     if start is None:
         return problem
     return dataclasses.replace(problem, start=_start_values(problem, start, frame))
+
+
+def _noise_of(noise: Array, groups: int) -> Array:
+    """The noise spectra of another run, (groups, shells): half sets are averaged, or take the same, as need be.
+
+    Raises:
+        UsageError: if the numbers of groups do not fit.
+    """
+    if len(noise) == 2 * groups:
+        return noise.reshape(2, groups, -1).mean(0)
+    if 2 * len(noise) == groups:
+        return jnp.tile(noise, (2, 1))
+    if len(noise) != groups:
+        raise UsageError(
+            f"fit: the noise given has {len(noise)} groups, this run has {groups}; take it from a run with the same "
+            "optics groups."
+        )
+    return noise
 
 
 def _site_values(family: Any, given: Any) -> Sites:
@@ -152,8 +172,8 @@ def _start_values(problem: ParticleProblem, start: Any, frame: Frame) -> Sites:
                     f"fit: start has {name} of shape {jnp.shape(value)}, this run needs {jnp.shape(wanted[name])}; "
                     "start from a run of the same box and settings."
                 )
-        if "noise" in shared and jnp.shape(shared["noise"]) != jnp.shape(wanted["noise"]):
-            del shared["noise"]
+        if "noise" in shared:
+            shared["noise"] = _noise_of(shared["noise"], len(wanted["noise"]))
         return shared
     if isinstance(start, dict):
         return {name: jnp.asarray(value) for name, value in start.items()}

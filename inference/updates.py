@@ -1,5 +1,7 @@
 """M-step updates of everything but the maps: correlation of half maps, signal and noise spectra, share of junk."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hetmodels.observation import Observation
 from inference.expectation import Sums
 
 
+@partial(jax.jit, static_argnums=0)
 def correlation(ball: Ball, maps: Array, precision: Array, spectra: Array) -> Array:
     """FSC of the half maps; without halves the one expected of them, SSNR/(SSNR + 2), first component."""
     if len(maps) == 2:
@@ -21,6 +24,7 @@ def correlation(ball: Ball, maps: Array, precision: Array, spectra: Array) -> Ar
     return ssnr / (ssnr + 2)
 
 
+@partial(jax.jit, static_argnums=0)
 def signal_spectra(ball: Ball, maps: Array, precision: Array, spectra: Array, fsc: Array) -> Array:
     """Signal spectra: FSC/(1-FSC) over the data's precision, or empirical Bayes.
 
@@ -36,6 +40,7 @@ def signal_spectra(ball: Ball, maps: Array, precision: Array, spectra: Array, fs
     return jnp.maximum(power / jnp.maximum(ball.shell_sum(determined), 1e-3), 1e-12).mean(0)
 
 
+@partial(jax.jit, static_argnums=0)
 def regularised(ball: Ball, maps: Array, precision: Array, before: Array, after: Array) -> Array:
     """Maps moved to where a new spectrum pulls them, shell by shell: (h + 1/before) / (h + 1/after).
 
@@ -46,6 +51,7 @@ def regularised(ball: Ball, maps: Array, precision: Array, before: Array, after:
     return jax.vmap(jax.vmap(ball.filter))(maps, jnp.minimum(gain, 2.0))
 
 
+@partial(jax.jit, static_argnums=0)
 def noise_spectra(ball: Ball, sums: Sums, precision: Array, spectra: Array, before: Array) -> Array:
     """Expected residual power per pixel, (groups, shells); the maps' own degrees of freedom do not count.
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from hetmodels.analysis import masks
 from hetmodels.analysis.fsc import HalfMaps, half_map_fsc, write_fsc_star
+from hetmodels.analysis.particle_maps import solvent_zero
 from hetmodels.analysis.sharpening import guinier_fit, sharpen
 from hetmodels.data.export import write_particles
 from hetmodels.data.fields import euler_angles
@@ -85,11 +86,11 @@ def _write_maps(
         return _write_classes(run, posterior, size, spacing, mask)
     if family.conformation(posterior.shared_point()) is not None:
         return {}
-    joined = _solvent_zero(np.asarray(posterior.volume_at().density(size, spacing)))
+    joined = solvent_zero(np.asarray(posterior.volume_at().density(size, spacing)))
     write_map(run.map, joined, spacing)
     if "half_maps" not in posterior.extra:
         return {}
-    halves = [_solvent_zero(m) for m in posterior.extra["half_maps"][:, 0]]
+    halves = [solvent_zero(m) for m in posterior.extra["half_maps"][:, 0]]
     write_map(run.half1, halves[0], spacing)
     write_map(run.half2, halves[1], spacing)
     return _write_validation(run, joined, halves, spacing, mask)
@@ -100,7 +101,7 @@ def _write_classes(
 ) -> dict[str, Any]:
     shared = posterior.shared_point()
     nodes, log_weights = posterior.family.grids(shared)
-    maps = [_solvent_zero(np.asarray(posterior.volume_at(node).density(size, spacing))) for node in nodes]
+    maps = [solvent_zero(np.asarray(posterior.volume_at(node).density(size, spacing))) for node in nodes]
     for number, values in enumerate(maps, 1):
         write_map(run.class_map(number), values, spacing)
     weights = np.exp(np.asarray(log_weights))
@@ -111,7 +112,7 @@ def _write_classes(
         found = []
         for whole, *pair in zip(maps, *posterior.extra["half_maps"], strict=True):
             inside = masks.from_map(whole, spacing) if mask is None else mask
-            curve = half_map_fsc(_solvent_zero(pair[0]), _solvent_zero(pair[1]), spacing, inside).final
+            curve = half_map_fsc(solvent_zero(pair[0]), solvent_zero(pair[1]), spacing, inside).final
             found.append(curve.resolution(0.143).resolution)
         metrics["class_resolution_0143"] = found
     return metrics
@@ -135,15 +136,3 @@ def _write_validation(
     bfactor = line.bfactor if line is not None and line.shells >= _FEWEST_SHELLS else 0.0
     write_map(run.sharpened, sharpen(joined, curve, bfactor).astype(np.float32), spacing)
     return metrics | {"bfactor": bfactor}
-
-
-def _solvent_zero(values: np.ndarray) -> np.ndarray:
-    """The map with zero mean in the solvent, cut to the sphere inscribed in the box.
-
-    The images do not contain the map's mean, and nothing turns into view outside the sphere but noise.
-    """
-    size = values.shape[-1]
-    line = np.arange(size) - size // 2
-    radius = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2)
-    outside = (radius > 0.42 * size) & (radius < 0.5 * size)
-    return ((values - values[outside].mean()) * masks.cosine_edge(radius - (0.5 * size - 3), 3.0)).astype(np.float32)

@@ -9,11 +9,13 @@ import pytest
 from simulated import problem, simulated, truth_fsc
 
 from hetmodels.analysis.metrics import ari
+from hetmodels.errors import UsageError
 from hetmodels.families.classes import Classes
 from hetmodels.families.homogeneous import Homogeneous
 from hetmodels.observation import Contrast, Outliers
 from inference.em import EM
 from inference.engine import run
+from inference.fitting import _noise_of
 
 FIXED = {"learn_spectrum": False, "learn_noise": False, "tolerance": -1.0, "mixture_tolerance": -1.0}
 
@@ -137,3 +139,35 @@ def test_junk_is_found():
     score = np.asarray(local.outlier)
     assert np.mean(score[junk] > 0.5) > 0.8
     assert np.mean(score[~junk] > 0.5) < 0.05
+
+
+def test_what_is_given_is_not_estimated_again():
+    data = simulated(n=200)
+    free = problem(data.particles, Homogeneous())
+    given = {"noise": jnp.full((1, 8), 0.7), "map_tau2": jnp.linspace(1.0, 2.0, 8)}
+    task = dataclasses.replace(free, given=given)
+    engine = EM(iterations=3)
+    found = engine.draw(None, task, run(engine, task, key=jax.random.key(0)).state)
+    for name, value in given.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_noise_of_half_sets_serves_a_run_without_them_and_back():
+    noise = jnp.arange(12.0).reshape(4, 3)
+    np.testing.assert_array_equal(_noise_of(noise, 2), (noise[:2] + noise[2:]) / 2)
+    np.testing.assert_array_equal(_noise_of(noise, 8), jnp.concatenate([noise, noise]))
+    with pytest.raises(UsageError, match="4 groups, this run has 3"):
+        _noise_of(noise, 3)
+
+
+def test_a_window_does_not_empty_the_first_guess_of_the_noise():
+    data = simulated(n=200, size=24, pixel=8.0)
+    p = data.particles
+    windowed = type(p).from_arrays(
+        p.images(np.arange(200)), p.rotation, p.shift, p.ctf, p.spacing, window=0.8 * 24 * 8.0
+    )
+    task = problem(windowed, Homogeneous(), outliers=Outliers())
+    engine = EM()
+    state = run(engine, task, key=jax.random.key(0)).state
+    local = task.infer(jax.random.key(0), engine.draw(None, task, state), task.batch(np.arange(200)))
+    assert np.mean(np.asarray(local.outlier) > 0.5) < 0.2
