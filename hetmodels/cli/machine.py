@@ -31,24 +31,31 @@ def machine_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+READ_BY_JAX = "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
+
 @contextlib.contextmanager
 def on_machine(args: argparse.Namespace) -> Iterator[None]:
     """Set what JAX reads when it is imported and starts, and bind this process to its processors, for the block.
 
+    Afterwards the environment and the processors are as before.
+
     Raises:
         UsageError: if the device is not there.
     """
-    before = os.sched_getaffinity(0)
+    before, environment = os.sched_getaffinity(0), {name: os.environ.get(name) for name in READ_BY_JAX}
     _keep_compiled()
-    if args.device:
-        os.environ["JAX_PLATFORMS"] = "cpu" if args.device == "cpu" else "cuda"
-    if args.threads:
-        os.sched_setaffinity(0, processors(sorted(before), args.threads, os.getpid()))
     try:
+        if args.device:
+            os.environ["JAX_PLATFORMS"] = "cpu" if args.device == "cpu" else "cuda"
+        if args.threads:
+            os.sched_setaffinity(0, processors(sorted(before), args.threads, os.getpid()))
         _start(args.device)
         yield
     finally:
         os.sched_setaffinity(0, before)
+        for name, value in environment.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def processors(allowed: list[int], count: int, offset: int) -> set[int]:

@@ -108,8 +108,10 @@ def test_runs_side_by_side_get_processors_of_their_own():
 
 
 def test_device(folder, capsys):
+    before = dict(os.environ)
     fit(folder, capsys, "--device", "cpu", "--dry-run", *SHORT)
     assert "--device gpu" in fit(folder, capsys, "--device", "gpu", status=2)
+    assert dict(os.environ) == before
 
 
 def test_memory_decides_what_is_kept_and_changes_no_value(folder, capsys):
