@@ -4,11 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hetmodels.data.particles import Particles
+from hetmodels.errors import DataError
 from hetmodels.families.protocol import Frame
+from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.grids import Disc
 
 _MOST = 1000
 _CORNER = 0.46
+_STRONG = 0.1  # of the power of the strongest shell
 
 
 def first_spectra(particles: Particles) -> tuple[np.ndarray, Frame]:
@@ -40,6 +43,27 @@ def first_spectra(particles: Particles) -> tuple[np.ndarray, Frame]:
     noise[:, 0] = noise[:, 1]
     frame = Frame(particles.size, particles.spacing, tuple(map(float, _filled(signal / np.maximum(transfer, 1e-12)))))
     return noise, frame
+
+
+def grey_scale(maps: np.ndarray, frame: Frame) -> float:
+    """Factor by which maps from elsewhere are multiplied to show as much power as the images do.
+
+    Only the shells that hold most of the maps' power count.
+
+    Args:
+        maps: (count, N, N, N).
+        frame: with the power that the images show, from `first_spectra`.
+
+    Raises:
+        DataError: if the maps are zero in the band of the images.
+    """
+    power = np.asarray(Ball(frame.size).power(jnp.asarray(maps, jnp.float32))).mean(0)
+    pixels = np.arange(len(power)) * power
+    if not pixels.max() > 0:
+        raise DataError("the maps to start from are zero in the band of the images. Give maps of the particle.")
+    strong = pixels > _STRONG * pixels.max()
+    shell = np.flatnonzero(strong)
+    return float(np.sqrt(shell @ np.asarray(frame.power)[strong] / (shell @ power[strong])))
 
 
 def _corner_power(images: np.ndarray, disc: Disc) -> np.ndarray:

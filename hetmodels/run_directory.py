@@ -98,6 +98,7 @@ class RunDirectory:
     Attributes:
         path: the folder.
         config: everything needed to repeat the run (TOML).
+        replaced: the files of a run that this one replaces, until its first checkpoint.
         log: what the run said.
         trace: one JSON object per step.
         checkpoint: folder of the state from which the run goes on.
@@ -111,6 +112,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config = self.path / "config.toml"
+        self.replaced = self.path / ".replaced"
         self.log = self.path / "run.log"
         self.trace = self.path / "trace.jsonl"
         self.checkpoint = self.path / "checkpoint"
@@ -140,7 +142,8 @@ class RunDirectory:
 
         Args:
             path: the folder; parents are made as needed.
-            overwrite: remove the files of the run that is there. Other files are never touched.
+            overwrite: put the files of the run that is there aside, until `drop_replaced`. Other files are never
+                touched.
             resume: go on with the run that is there.
 
         Raises:
@@ -149,6 +152,7 @@ class RunDirectory:
             OSError: if the folder cannot be made or written to.
         """
         run = cls(path)
+        run.bring_back()
         if overwrite and resume:
             raise UsageError("--overwrite begins anew and --resume goes on: give one of them.")
         if run.path.exists() and not run.path.is_dir():
@@ -169,7 +173,7 @@ class RunDirectory:
         (run.path / "writable").unlink()
         if overwrite:
             with run.lock():
-                run._clear()
+                run._set_aside()
         return run
 
     @classmethod
@@ -188,12 +192,32 @@ class RunDirectory:
             )
         return run
 
-    def _clear(self) -> None:
-        for folder in (self.checkpoint, self.volumes):
-            shutil.rmtree(folder, ignore_errors=True)
+    def _entries(self) -> list[Path]:
+        """What a run leaves, as far as it is there."""
         files = (self.log, self.trace, self.posterior, self.particles, self.metrics, self.report, self.config)
-        for file in (*files, *self.path.glob("particles.cs")):
-            file.unlink(missing_ok=True)
+        everything = (self.checkpoint, self.volumes, *files, *self.path.glob("particles.cs"))
+        return [entry for entry in everything if entry.exists()]
+
+    def _set_aside(self) -> None:
+        self.replaced.mkdir(exist_ok=True)
+        for entry in self._entries():
+            entry.rename(self.replaced / entry.name)
+
+    def drop_replaced(self) -> None:
+        """Remove the run that this one replaces, once this one has something to show."""
+        shutil.rmtree(self.replaced, ignore_errors=True)
+
+    def bring_back(self) -> None:
+        """Put the replaced run back where the new one ended, or was killed, before its first checkpoint."""
+        if not self.replaced.is_dir():
+            return
+        if not (self.checkpoint.is_dir() or self.posterior.exists()):
+            with self.lock():
+                for entry in self._entries():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                for entry in self.replaced.iterdir():
+                    entry.rename(self.path / entry.name)
+        self.drop_replaced()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -49,9 +49,26 @@ def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
     run.volumes.mkdir()
     write_text(run.map, "map")
     write_text(run.path / "notes.txt", "mine")
-    RunDirectory.create(run.path, overwrite=True)
+    RunDirectory.create(run.path, overwrite=True).drop_replaced()
     assert {file.name for file in run.path.iterdir()} <= {"notes.txt", ".lock"}
     assert (run.path / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_overwritten_comes_back_unless_the_new_run_has_a_checkpoint(tmp_path):
+    run = made(tmp_path / "run")
+    run.checkpoint.mkdir()
+    write_text(run.checkpoint / "state", "old")
+    before = run.config.read_text()
+    again = RunDirectory.create(run.path, overwrite=True)
+    write_text(again.config, "new")
+    write_text(again.log, "killed here")
+    again = RunDirectory.create(run.path, resume=True)
+    assert again.config.read_text() == before and (run.checkpoint / "state").read_text() == "old"
+    assert not again.replaced.exists() and not again.log.exists()
+    again = RunDirectory.create(run.path, overwrite=True)
+    write_text(again.config, "new")
+    again.checkpoint.mkdir()
+    assert RunDirectory.create(run.path, resume=True).config.read_text() == "new" and not again.replaced.exists()
 
 
 def test_a_folder_or_file_that_is_no_run_is_left_alone(tmp_path):

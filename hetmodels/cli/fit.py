@@ -189,13 +189,14 @@ class _Job:
         }
 
     def _references(self) -> Any:
-        """Maps to start from, on the data's grid and low-passed."""
+        """Maps to start from, on the data's grid, low-passed, and of the grey scale of the images."""
         if not self.args.reference:
             return None
         import numpy as np
 
         from hetmodels.analysis import fourier
         from hetmodels.data.maps import read_map
+        from hetmodels.initial import first_spectra, grey_scale
 
         maps = []
         for path in self.args.reference:
@@ -205,7 +206,9 @@ class _Job:
                 gain = fourier.lowpass_gain(values.shape[0], self.particles.spacing, self.args.ini_high)
                 values = fourier.filtered(values, gain)
             maps.append(values)
-        return np.stack(maps)
+        scale = grey_scale(np.stack(maps), first_spectra(self.particles)[1])
+        _log.info("the reference is multiplied by %.3g, which gives it the power of the images' signal", scale)
+        return scale * np.stack(maps)
 
     def _same_grid(self, path: Path, size: int, spacing: float) -> None:
         mine = self.particles

@@ -20,7 +20,8 @@ _FIRST = (".lock", "run.log", "trace.jsonl", "volumes", "checkpoint")  # what a 
 def run_folder(args: argparse.Namespace, objects: Mapping[str, Any], data_hash: str) -> Iterator[RunDirectory]:
     """The folder of this run, locked, with its log open and its config.toml written.
 
-    If the block fails before a checkpoint was written, what was made here is removed.
+    If the block fails before a checkpoint was written, what was made here is removed, and what --overwrite put aside
+    is brought back.
 
     Args:
         args: options of the command.
@@ -43,8 +44,11 @@ def run_folder(args: argparse.Namespace, objects: Mapping[str, Any], data_hash: 
                 write_config(folder.config, table)
             with folder.logging():
                 yield folder
+        folder.drop_replaced()
     except BaseException:
-        if not (args.resume or folder.checkpoint.is_dir() or folder.posterior.exists()):
+        if folder.replaced.is_dir():
+            folder.bring_back()
+        elif not (args.resume or folder.checkpoint.is_dir() or folder.posterior.exists()):
             folder.config.unlink(missing_ok=True)
             clear_failed_start(folder.path)
             if not there and not any(folder.path.iterdir()):

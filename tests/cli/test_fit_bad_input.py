@@ -248,6 +248,22 @@ def test_a_failure_before_any_result_leaves_nothing_that_blocks_the_next_try(goo
     assert list(run.iterdir()) == []
 
 
+def test_a_failure_after_overwriting_brings_the_old_run_back(good, capsys, monkeypatch):
+    words = ["fit", str(good / "a.star"), "-o", str(good / "old"), "--set", "engine.iterations=1"]
+    assert main(words) == 0
+    before = {file: file.read_bytes() for file in (good / "old").rglob("*") if file.is_file() and file.name != ".lock"}
+
+    def fail(*things, **options):
+        raise DataError("an image far down the stack is broken.")
+
+    with monkeypatch.context() as context:
+        context.setattr(inference, "fit", fail, raising=False)
+        assert main([*words, "--overwrite"]) == 1
+    after = {file: file.read_bytes() for file in (good / "old").rglob("*") if file.is_file() and file.name != ".lock"}
+    assert after == before
+    assert main([*words, "--overwrite"]) == 0 and not (good / "old" / ".replaced").exists()
+
+
 def test_a_failure_keeps_the_run_that_is_resumed(good, capsys, monkeypatch):
     words = ["fit", str(good / "a.star"), "-o", str(good / "kept"), "--set", "engine.iterations=1"]
     assert main(words) == 0
@@ -256,5 +272,6 @@ def test_a_failure_keeps_the_run_that_is_resumed(good, capsys, monkeypatch):
     for more in (["--resume"], ["--overwrite"]):
         assert main([*words, *more]) == 1
         assert all(file.read_bytes() == content for file, content in before.items())
+    assert not (good / "kept" / ".replaced").exists()
     capsys.readouterr()
     assert main([*words, "--seed", "5", "--resume"]) in (1, 2)
