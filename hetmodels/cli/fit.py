@@ -9,7 +9,7 @@ from typing import Any
 from hetmodels.cli.common import emit, json_option, number, open_particles, particle_options
 from hetmodels.cli.config import as_table, check_prefixes, set_options, settings_of
 from hetmodels.cli.machine import machine_options, on_machine
-from hetmodels.cli.progress import goodbye, progress
+from hetmodels.cli.progress import goodbye
 from hetmodels.cli.run_folder import run_folder
 from hetmodels.errors import DataError, UsageError
 from hetmodels.run_directory import RunDirectory, available_memory, require_space
@@ -46,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ini-high", type=number(float, above=0), metavar="A", help="low-pass of the references [Å]")
     parser.add_argument("--start", type=Path, metavar="RUN", help="start from the result of another run")
+    parser.add_argument(
+        "--starts", type=number(int, 1), default=1, metavar="N",
+        help="random starts of a family with classes: the best is kept, and whether they agree is told (default 1)",
+    )  # fmt: skip
     parser.add_argument("--given", type=Path, metavar="RUN", help="take spectra and noise from another run")
     parser.add_argument("--mask", type=Path, metavar="MASK.mrc", help="mask of the FSC; made from the map if left out")
     particle_options(parser)
@@ -110,6 +114,11 @@ class _Job:
         args = self.args
         if args.start and args.reference:
             raise UsageError("fit: give --start or --reference, not both.")
+        if args.starts > 1 and (args.start or args.reference or not hasattr(self.family, "grids")):
+            raise UsageError(
+                "fit: --starts is for families with classes that start at random (--family classes); leave out "
+                "--starts, or --start and --reference."
+            )
         if args.ini_high and not args.reference:
             raise UsageError("fit: --ini-high is the low-pass of --reference; give a map, or leave it out.")
         if args.pose == "search" and not (args.start or args.reference):
@@ -259,18 +268,9 @@ class _Job:
 
     def fit(self, folder: RunDirectory, options: dict[str, Any]) -> Any:
         """Run the engine with its progress bar, trace and checkpoints."""
-        import inference
-        from inference.checkpoint import Checkpoint
+        from hetmodels.cli.starts import fit_starts
 
-        args = self.args
-        store = Checkpoint(folder.checkpoint)
-        resume = args.resume and store.exists()
-        done = store.rows() if resume else 0
-        with folder.tracing(done) as trace, progress(args) as log:
-            return inference.fit(
-                self.family, self.particles, self.engine, log=log(trace.append), checkpoint=folder.checkpoint,
-                resume=resume, budget=args.budget, every=args.checkpoint_every, **options,
-            )  # fmt: skip
+        return fit_starts(self.args, folder, (self.family, self.particles, self.engine), options)
 
     def forecast(self) -> int:
         """Print memory, disk and time: predicted bytes, and measured steps times their number."""

@@ -56,6 +56,12 @@ def goodbye(args: argparse.Namespace, folder: RunDirectory, metrics: dict[str, A
         lines.append(f"resolution at FSC = 0.143: {metrics['resolution_0143']:.1f} Å (masked, phase-randomised)")
     if "class_shares" in metrics:
         lines.append("class shares: " + ", ".join(f"{v:.3f}" for v in metrics["class_shares"]))
+    if "starts_ari" in metrics:
+        count, best = len(metrics["starts_objective"]), metrics["starts_best"]
+        lines.append(
+            f"start {best} of {count} is kept; its classes agree with those of the others to an adjusted Rand index of "
+            f"{metrics['starts_ari']:.2f} (1 is the same, 0 is chance)"
+        )
     if "class_resolution_0143" in metrics:
         each = ", ".join(f"{v:.1f}" for v in metrics["class_resolution_0143"])
         lines.append(f"resolution of the classes at FSC = 0.143: {each} Å (masked, phase-randomised)")

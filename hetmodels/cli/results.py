@@ -27,6 +27,7 @@ def write_results(
     metrics: dict[str, Any] = {"particles": len(particles), "box": particles.size, "pixel": particles.spacing}
     if posterior.trace and posterior.trace[-1].get("objective") is not None:
         metrics["objective"] = posterior.trace[-1]["objective"]
+    metrics |= posterior.provenance.get("starts", {})
     metrics |= _write_maps(run, posterior, particles, mask)
     if posterior.local:
         held = posterior.local["held_out"]

@@ -181,6 +181,23 @@ def test_two_references_are_two_classes(folder, capsys):
     assert "maps of shape" in fit(folder, capsys, *words, "--set", "family.classes=3", run="x", status=2)
 
 
+def test_several_starts_are_compared_and_the_best_is_kept(folder, capsys):
+    words = ["--family", "classes", "--set", "engine.anneal=1", "--set", "engine.iterations=4", "--starts", 3]
+    found = fit(folder, capsys, *words, run="starts")
+    objectives, best = found["starts_objective"], found["starts_best"]
+    assert found["objective"] == pytest.approx(max(objectives)) and objectives[best - 1] == max(objectives)
+    assert -0.1 < found["starts_ari"] <= 1 and len(set(objectives)) == 3
+    rows = [json.loads(line) for line in (folder / "starts" / "trace.jsonl").read_text().splitlines()]
+    assert [row["start"] for row in rows] == sorted(row["start"] for row in rows) and rows[-1]["start"] == 3
+    second = folder / "starts" / "checkpoint" / "start_3" / "posterior.nc"
+    kept = Posterior.load(folder / "starts" / "posterior.nc").shared
+    second.unlink()  # as if killed in the last start
+    assert fit(folder, capsys, *words, "--resume", run="starts")["starts_objective"] == objectives
+    again = Posterior.load(folder / "starts" / "posterior.nc").shared
+    assert all(np.array_equal(kept[name], again[name]) for name in kept)
+    assert "--starts" in fit(folder, capsys, "--starts", 2, run="x", status=2)
+
+
 def test_box_and_holdout(folder, capsys):
     found = fit(folder, capsys, "--box", 12, "--holdout", 0.3, "--no-halves", *SHORT, "--overwrite")
     assert (found["box"], found["pixel"]) == (12, 16.0)
