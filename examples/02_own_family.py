@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that it works")
     smoke = parser.parse_args().smoke
-    count, steps = (40, 5) if smoke else (1000, 200)
+    count, passes = (40, 5) if smoke else (1000, 40)
 
     states = phantom(5, 32, 8.0)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def main() -> None:
         truth = read_star(made.truth / "truth.star")["particles"]["_hetTrueState"].to_numpy().astype(int)
         middle = states[2]
         scaled = Gaussians(middle.centres, middle.weights * made.scale, middle.widths)
-        posterior = fit(Swing(scaled), Particles.open(made.star), SVI(iterations=steps), key=jax.random.key(0))
+        posterior = fit(Swing(scaled), Particles.open(made.star), SVI(iterations=passes), key=jax.random.key(0))
 
     angle = posterior.local["mean"][:, 0]
     print("axis", np.round(posterior.shared["axis"].ravel(), 2))

@@ -65,3 +65,28 @@ def _computed(function: Any, draws: Mapping[str, np.ndarray], **options: Any) ->
     with np.errstate(divide="ignore", invalid="ignore"):  # numbers that do not vary have no R-hat
         found = function(xr.Dataset(variables), **options)
     return {name: np.asarray(found[k].values) for name, k in zip(draws, named, strict=True)}
+
+
+def compare_pointwise(scores: Mapping[str, np.ndarray]) -> Any:
+    """ArviZ's `compare` of scores of held-out observations, (observations,) each: the table of its version.
+
+    No effective number of parameters is known for such scores; it is given as 0.
+    """
+    import arviz as az
+    import xarray as xr
+
+    new = int(az.__version__.split(".")[0]) >= 1
+    found: dict[str, Any] = {}
+    for name, values in scores.items():
+        each, count = xr.DataArray(values, dims="particle"), len(values)
+        elpd, se = float(values.sum()), float(np.sqrt(count * values.var()))
+        if new:
+            from arviz_stats.utils import ELPDDataLOO
+
+            found[name] = ELPDDataLOO(elpd, se, 0.0, 1, count, "log", False, 0.7, each, xr.zeros_like(each))
+        else:
+            from arviz.stats.stats_utils import ELPDData
+
+            names = ["elpd_loo", "se", "p_loo", "n_samples", "n_data_points", "warning", "loo_i", "scale", "good_k"]
+            found[name] = ELPDData([elpd, se, 0.0, 1, count, False, each, "log", 0.7], index=names)
+    return az.compare(found)

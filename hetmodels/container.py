@@ -23,6 +23,7 @@ FORMAT, VERSION = "hetmodels posterior", 1
 SAMPLED = ("posterior", "sample_stats", "log_likelihood", "posterior_predictive")  # arrays (chains, draws, …)
 GIVEN = ("log_likelihood", "posterior_predictive", "observed_data", "constant_data")  # `extra` holds "group/name"
 PARTICLE, TRAINING, HELD_OUT = "particle", "training_particle", "held_out_particle"
+CHECKED = "checked_particle"  # those with posterior predictive replicates
 FROM_ONE = ("class", "latent", "latent_other", "group", "half")
 _FAMILY_ARRAYS = "family_arrays"
 _CURE = "Install the version that wrote the file, or give the family: Posterior.load(path, family=...)."
@@ -49,7 +50,8 @@ class Axes:
         self.mean_first = hasattr(family, "latent_covariance")
         rows = np.arange(len(next(iter(local.values()), ())))
         held = local.get("held_out", np.zeros(len(rows), bool)).astype(bool)
-        self.rows = {PARTICLE: rows, TRAINING: rows[~held], HELD_OUT: rows[held]}
+        checked = np.asarray(posterior.extra.get("constant_data/checked", np.empty(0, int)))
+        self.rows = {PARTICLE: rows, TRAINING: rows[~held], HELD_OUT: rows[held], CHECKED: checked}
 
     def names(self, group: str, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Names of the axes of a variable, chain and draw included."""
@@ -76,6 +78,8 @@ class Axes:
             return (*_filled(name, self._of_maps(shape[:-1]), count - 1), "shell")
         if name == "noise" and count == 2:
             return ("group", "shell")
+        if name in ("shell_power", "checked") and shape[:1] == self.rows[CHECKED].shape:
+            return (CHECKED, "shell")[:count]
         particles = self._particles(group, name)
         if particles in self.rows and count and shape[0] == len(self.rows[particles]):
             return (particles, *_filled(name, self._of_particle(name), count - 1))

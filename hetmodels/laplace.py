@@ -1,6 +1,7 @@
 """Integration over a few continuous latents: the mode by damped Newton steps, then importance sampling about it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,27 @@ def maximum(log_joint: Callable[[Array], Array], start: Array) -> tuple[Array, A
     return mode, (vectors * jnp.maximum(values, 1e-6)) @ vectors.T + 1e-9 * eye
 
 
-def integrate(key: Array, log_joint: Callable[[Array], Array], centre: Array, precision: Array, draws: int) -> Weighted:
+def marginal(log_joint: Callable[[Any, Array], Array], given: Any, start: Array) -> Array:
+    """Laplace's approximation of log of the integral of exp(log_joint(given, u)) over u, differentiable in `given`.
+
+    The mode depends on what is given; a last Newton step carries its derivative (implicit differentiation).
+
+    Args:
+        log_joint: log density of a vector (dims,), given arrays.
+        given: those arrays, a pytree.
+        start: where the search for the mode begins, (dims,).
+    """
+    fixed = jax.lax.stop_gradient(given)
+    mode, precision = maximum(lambda u: log_joint(fixed, u), start)
+    mode, precision = jax.lax.stop_gradient((mode, precision))
+    mode = mode + jnp.linalg.solve(precision, jax.grad(log_joint, 1)(given, mode))
+    curvature = -jax.hessian(log_joint, 1)(given, mode)
+    return log_joint(given, mode) + 0.5 * len(start) * jnp.log(2 * jnp.pi) - 0.5 * jnp.linalg.slogdet(curvature)[1]
+
+
+def integrate(
+    key: Array, log_joint: Callable[[Array], Array], centre: Array, precision: Array, draws: int, at_once: int = 1000
+) -> Weighted:
     """Importance sampling with a multivariate t about a centre.
 
     Args:
@@ -60,6 +81,7 @@ def integrate(key: Array, log_joint: Callable[[Array], Array], centre: Array, pr
         centre: (dims,).
         precision: (dims, dims).
         draws: number of draws.
+        at_once: draws at which the density is evaluated at a time.
     """
     key_z, key_s = jax.random.split(key)
     dims = len(centre)
@@ -69,7 +91,7 @@ def integrate(key: Array, log_joint: Callable[[Array], Array], centre: Array, pr
     unit = z / jnp.sqrt(scale)
     u = centre + jax.scipy.linalg.solve_triangular(root.T, unit.T, lower=False).T
     log_q = jax.vmap(lambda t: _log_student(t, dims))(unit) + jnp.log(jnp.diagonal(root)).sum()
-    log_w = jax.vmap(log_joint)(u) - log_q
+    log_w = (jax.vmap(log_joint)(u) if draws <= at_once else jax.lax.map(log_joint, u, batch_size=at_once)) - log_q
     total = jax.scipy.special.logsumexp(log_w)
     weights = jnp.exp(log_w - total)
     error = jnp.sqrt(jnp.maximum(jnp.sum(weights**2) - 1 / draws, 0.0))

@@ -224,11 +224,11 @@ def design_moments(
 
 def _gaussian_moments(prior: Array, h: Array, gram: Array, contrast: Contrast | None) -> Design:
     """b = (1, z), z ~ N(0, prior): Woodbury's identity at each value of the contrast."""
+    inverse = jnp.linalg.inv(prior)
     if contrast is None:
         a, log_a = jnp.ones((len(h), 1)), jnp.zeros((len(h), 1))
     else:
-        a, log_a = _contrast_grid(h[:, 0], gram[:, 0, 0], contrast)
-    inverse = jnp.linalg.inv(prior)
+        a, log_a = _contrast_grid(*_without_latents(inverse, h, gram, contrast), contrast)
     precision = 2 * a[..., None, None] ** 2 * gram[:, None, 1:, 1:] + inverse
     slope = a[..., None] * h[:, None, 1:] - 2 * a[..., None] ** 2 * gram[:, None, 0, 1:]
     covariance = jnp.linalg.inv(precision)
@@ -251,6 +251,14 @@ def _gaussian_moments(prior: Array, h: Array, gram: Array, contrast: Contrast | 
         jnp.einsum("bn,bnij->bij", weight, spread) - centre[:, :, None] * centre[:, None, :],
         (weight * a).sum(1),
     )
+
+
+def _without_latents(inverse: Array, h: Array, gram: Array, contrast: Contrast) -> tuple[Array, Array]:
+    """Coefficients of a and -a^2 in log p(y | a), roughly: a z taken as normal with the variance it has on average."""
+    spread = jnp.linalg.inv(2 * gram[:, 1:, 1:] + inverse / (1 + contrast.sd**2))
+    seen = jnp.einsum("bi,bij->bj", gram[:, 0, 1:], spread, precision=jax.lax.Precision.HIGHEST)
+    linear = h[:, 0] - 2 * (seen * h[:, 1:]).sum(1)
+    return linear, gram[:, 0, 0] - 2 * (seen * gram[:, 0, 1:]).sum(1)
 
 
 def contrast_range(linear: Array, quadratic: Array, contrast: Contrast) -> tuple[Array, Array]:

@@ -23,23 +23,30 @@ import numpyro.distributions as dist
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, Linear, Shared
+from hetmodels.families.protocol import Gaussian, Gridded, Linear, Shared, Smooth
 from hetmodels.imaging.grids import Grid, phase_ramp
 from hetmodels.local import collapsed_ratio
 from hetmodels.observation import Observation, marginal_ratio, split_junk
-from hetmodels.tree import pytree
 
 
-@pytree
+@dataclasses.dataclass(frozen=True)
 class PerParticle:
-    """Densities that differ between the particles of a batch: a volume whose arrays have a leading particle axis."""
+    """Densities that differ between the particles of a batch.
 
-    volumes: Any
+    They are built inside the loop over particles, so that what they share is never repeated in memory.
+
+    Attributes:
+        build: the density at the latents of one particle.
+        latents: its arguments, arrays with a leading particle axis.
+    """
+
+    build: Callable[..., Any]
+    latents: tuple[Any, ...]
 
 
 def per_particle(build: Callable[..., Any], *latents: Any) -> PerParticle:
     """One density per particle, from latents with a leading particle axis."""
-    return PerParticle(jax.vmap(build)(*latents))
+    return PerParticle(build, latents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,17 +108,16 @@ def render(volume: Any, data: Observed, pose: dict[str, Array]) -> Array:
     batch, obs = data.batch, data.observation
     points = obs.disc.grid(obs.spacing).points
 
-    def one(volume: Any, latents: dict[str, Array], rotation: Array, shift: Array, stretch: Array) -> Array:
+    own = isinstance(volume, PerParticle)
+
+    def one(z: tuple[Any, ...], latents: dict[str, Array], rotation: Array, shift: Array, stretch: Array) -> Array:
         rotation, shift = obs.pose.place(latents, rotation, shift)
         seen = jnp.einsum("mi,ij->mj", points, stretch, precision=jax.lax.Precision.HIGHEST)
-        return volume.project(rotation, Grid(seen, obs.disc.size, obs.spacing)) * phase_ramp(points, shift)
+        density = volume.build(*z) if own else volume
+        return density.project(rotation, Grid(seen, obs.disc.size, obs.spacing)) * phase_ramp(points, shift)
 
-    each = isinstance(volume, PerParticle)
-    inner = volume.volumes if each else volume
-    slices = jax.vmap(one, in_axes=(0 if each else None, 0, 0, 0, 0))(
-        inner, pose, batch.rotation, batch.shift, batch.stretch
-    )
-    return batch.ctf * slices
+    z = volume.latents if own else ()
+    return batch.ctf * jax.vmap(one)(z, pose, batch.rotation, batch.shift, batch.stretch)
 
 
 def pose_latents(observation: Observation) -> dict[str, Array]:
@@ -146,7 +152,8 @@ def generative(family: Any) -> Callable[[Observed], None]:
     """The NumPyro model of a family, a function of the observed batch.
 
     Latents that the family's structure allows to integrate exactly (`Gridded`, `Gaussian`) are integrated at every
-    pose; all others, poses among them, are sample sites inside the plate.
+    pose, those of a `Smooth` family by Laplace's approximation together with the pose; all others, poses among them,
+    are sample sites inside the plate.
     """
 
     def model(data: Observed) -> None:
@@ -156,6 +163,12 @@ def generative(family: Any) -> Callable[[Observed], None]:
                 batch = data.posed()
                 ratio = collapsed_ratio(family, shared, batch, data.observation, data.noise, data.junk)
                 numpyro.factor("images", ratio + data.observation.zero_ratio(batch.images, data.variance))
+            return
+        if isinstance(family, Smooth):
+            from hetmodels.smooth import laplace_ratio  # which needs `render`
+
+            with data.plate():
+                numpyro.factor("images", laplace_ratio(family, shared, data))
             return
         prior = family.conformation(shared)
         with data.plate():

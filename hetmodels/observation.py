@@ -13,8 +13,12 @@ from jax import Array
 from hetmodels.data.batch import Batch
 from hetmodels.imaging.grids import Disc
 from hetmodels.imaging.likelihood import contrast_ratio
+from hetmodels.imaging.poses import PosePrior, nearest_order, step_of
 from hetmodels.imaging.rotations import from_quaternion, from_rotvec
-from hetmodels.tree import pytree
+from hetmodels.imaging.symmetry import elements
+from hetmodels.selection import PoseTable, as_given
+
+_REACH = 3.5  # standard deviations at which a grid about given poses ends
 
 
 class Pose(Protocol):
@@ -29,7 +33,16 @@ class Pose(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """The file's poses are exact."""
+    """The file's poses are exact.
+
+    Attributes:
+        symmetry: point group of the particle, see `hetmodels.imaging.symmetry`.
+    """
+
+    symmetry: str = "C1"
+
+    def __post_init__(self) -> None:
+        elements(self.symmetry)
 
     def prior(self) -> dict[str, dist.Distribution]:
         """No latents."""
@@ -44,13 +57,41 @@ class Known:
 class Refined:
     """Poses spread about the file's values: A = exp(omega) A0, omega ~ N(0, rotation_sd^2), t ~ N(t0, shift_sd^2).
 
+    Engines that integrate poses search a grid about the file's value, which ends at 3.5 standard deviations.
+
     Attributes:
         rotation_sd: spread per axis [rad].
         shift_sd: spread per axis [Å].
+        mass, kept, poses, top, perturb, symmetry, polish: as for `Unknown`.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     rotation_sd: float = 0.035
     shift_sd: float = 2.0
+    mass: float = 0.999
+    kept: int = 128
+    poses: int = 32
+    top: int = 8
+    perturb: bool = True
+    symmetry: str = "C1"
+    polish: int = 0
+
+    placed = True
+    oversampling = 0
+
+    def __post_init__(self) -> None:
+        if not (self.rotation_sd > 0 and self.shift_sd > 0):
+            raise ValueError(
+                f"Refined: both spreads must be positive, got {self!r}; poses that do not move are Known()."
+            )
+        _check_counts(self)
+
+    @property
+    def order(self) -> int:
+        """Order of the grid whose step is nearest to the spread of the rotations."""
+        return nearest_order(self.rotation_sd)
 
     def prior(self) -> dict[str, dist.Distribution]:
         """`rotation` (3,) tangent vector [rad] and `shift` (2,) offset [Å]."""
@@ -65,37 +106,28 @@ class Refined:
         moved = jnp.einsum("ij,jk->ik", turn, rotation, precision=jax.lax.Precision.HIGHEST)
         return moved, shift + latents["shift"]
 
+    def plan(self, batch: Batch, pixel: float, levels: int, limit: int) -> Any:
+        """Where to search, `hetmodels.search.Plan`: about the poses of the batch."""
+        from hetmodels.search import Plan, Search
 
-@pytree
-class PoseTable:
-    """The best poses found so far of every particle of a set, numpy, heaviest first.
+        how = Search(
+            self.order, levels, limit, _REACH * self.shift_sd, self.shift_sd, self.mass, self.kept,
+            top=max(self.poses, self.top), reach=_REACH * self.rotation_sd / step_of(self.order),
+        )  # fmt: skip
+        prior = PosePrior(batch.rotation, batch.shift, self.rotation_sd, self.shift_sd)
+        return Plan(how, prior, batch.rotation, batch.shift)
 
-    Attributes:
-        rotation: (N, K, 3, 3).
-        shift: content shifts [Å], (N, K, 2).
-        weight: posterior mass, (N, K); all 0 for particles not searched yet.
-        discarded: posterior mass that the last search set aside, (N,).
-        levels: how often cells of the first grid are split.
-        limit: band that is searched with, in Fourier pixels.
-        shell: best resolution so far, in Fourier pixels.
-        waited: passes without a better one.
-    """
+    def table(self, problem: Any) -> PoseTable:
+        """An empty table for the particles of a problem."""
+        return PoseTable.empty(problem, self.top, 0)
 
-    rotation: Any
-    shift: Any
-    weight: Any
-    discarded: Any
-    levels: Any
-    limit: Any
-    shell: Any
-    waited: Any
-
-    def fill(self, index: np.ndarray, found: Any) -> None:
-        """Take over the best of the `Candidates` found for some particles, in place."""
-        best = self.weight.shape[1]
-        for name in ("rotation", "shift", "weight"):
-            getattr(self, name)[index] = getattr(found, name)[:, :best]
-        self.discarded[index] = found.discarded
+    def refresh(self, key: Array | None, templates: Any, batch: Batch, table: PoseTable, copy: Array | None) -> Any:
+        """Search the poses of a batch, see `Unknown.refresh`; where there are no maps yet, they are the file's."""
+        if int(table.limit) == 0:
+            return as_given(batch.rotation, batch.shift, self.order)
+        plan = self.plan(batch, templates.observation.spacing, int(table.levels), int(table.limit))
+        plan = plan.moved(key) if self.perturb and key is not None else plan
+        return plan.resolved(templates, batch).run(templates, batch, copy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +148,8 @@ class Unknown:
         top: poses per image that are kept in the results.
         local: order from which engines search about the last pose instead of everywhere.
         perturb: turn and move the grid at random, anew in each batch.
+        symmetry: point group of the particle, see `hetmodels.imaging.symmetry`; of alike poses one is looked for.
+        polish: Newton steps by which the likeliest pose leaves the grid in the results (`hetmodels.polish`).
         spacing: pixel size [Å], set by `fit`.
 
     Raises:
@@ -133,15 +167,18 @@ class Unknown:
     top: int = 8
     local: int = 5
     perturb: bool = True
+    symmetry: str = "C1"
+    polish: int = 0
     spacing: float | None = None
+
+    placed = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.order <= 5 or not 0 <= self.oversampling <= 4:
             raise ValueError(f"Unknown: order must lie in 0 … 5 and oversampling in 0 … 4, got {self!r}.")
         if not (self.shift_step > 0 and self.shift_sd > 0 and self.shift_range >= 0):
             raise ValueError(f"Unknown: shift_step and shift_sd must be positive, shift_range not negative: {self!r}.")
-        if not 0 < self.mass <= 1 or min(self.kept, self.poses, self.top) < 1:
-            raise ValueError(f"Unknown: mass must lie in (0, 1], kept, poses and top must be at least 1, got {self!r}.")
+        _check_counts(self)
 
     def framed(self, spacing: float) -> "Unknown":
         """With the pixel size of the data [Å]."""
@@ -165,12 +202,23 @@ class Unknown:
         """The latents alone."""
         return from_quaternion(latents["rotation"]), latents["shift"]
 
+    def plan(self, batch: Batch, pixel: float, levels: int, limit: int) -> Any:
+        """Where to search, `hetmodels.search.Plan`: everywhere."""
+        from hetmodels.search import Plan, Search
+
+        how = Search(
+            self.order, levels, limit, self.shift_range * pixel, self.shift_step * pixel, self.mass, self.kept,
+            top=max(self.poses, self.top),
+        )  # fmt: skip
+        rows, kind = len(batch.weight), batch.weight.dtype
+        eye, zero = jnp.broadcast_to(jnp.eye(3, dtype=kind), (rows, 3, 3)), jnp.zeros((rows, 2), kind)
+        margin = 1.4 * step_of(self.order)  # two cells' radii
+        prior = PosePrior(eye, zero, np.inf, self.shift_sd * pixel, self.symmetry, margin)
+        return Plan(how, prior, eye, zero)
+
     def table(self, problem: Any) -> PoseTable:
         """An empty table for the particles of a problem."""
-        rows, limit = len(problem.particles), problem.observation.disc.limit
-        rotation, shift = np.zeros((rows, self.top, 3, 3), np.float32), np.zeros((rows, self.top, 2), np.float32)
-        numbers = (np.asarray(n) for n in (self.oversampling, limit, 0, 0))
-        return PoseTable(rotation, shift, np.zeros((rows, self.top), np.float32), np.zeros(rows, np.float32), *numbers)
+        return PoseTable.empty(problem, self.top, self.oversampling)
 
     def refresh(self, key: Array | None, templates: Any, batch: Batch, table: PoseTable, copy: Array | None) -> Any:
         """Search the poses of a batch: `hetmodels.search.Candidates`.
@@ -179,13 +227,27 @@ class Unknown:
             key: random key of the grid's place; None leaves it where it is.
             templates: maps and noise, `hetmodels.scoring.Templates`.
             batch: the images.
-            table: says how fine and with which band, and where to search once that is done about the last pose.
+            table: says how fine and with which band, and where to search once that is done about the last pose:
+                where the grid is fine enough and every image of the batch has one.
             copy: which copy of the maps each image is compared with, (rows,); the first if None.
         """
-        from hetmodels import search
+        from hetmodels.search import about_last
 
-        key = key if self.perturb else None
-        return search.refresh(self, key, templates, batch, table, copy)
+        levels, index = int(table.levels), np.asarray(batch.index)
+        plan = self.plan(batch, templates.observation.spacing, levels, int(table.limit))
+        near = self.order + levels >= self.local and bool(np.all(table.weight[index, 0] > 0))
+        plan = about_last(plan, table, batch, self.oversampling) if near else plan
+        plan = plan.moved(key) if self.perturb and key is not None else plan
+        return plan.resolved(templates, batch).run(templates, batch, copy)
+
+
+def _check_counts(pose: Refined | Unknown) -> None:
+    elements(pose.symmetry)
+    if pose.polish < 0:
+        raise ValueError(f"{type(pose).__name__}: polish must not be negative, got {pose.polish}.")
+    if not 0 < pose.mass <= 1 or min(pose.kept, pose.poses, pose.top) < 1:
+        name = type(pose).__name__
+        raise ValueError(f"{name}: mass must lie in (0, 1], kept, poses and top must be at least 1, got {pose!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,8 @@ class PlainProblem:
 
         def values() -> dict[str, tuple]:
             with handlers.block():
-                trace = handlers.trace(handlers.seed(self.model, jax.random.key(0))).get_trace(data)
+                model = handlers.substitute(handlers.seed(self.model, jax.random.key(0)), substitute_fn=_of_improper)
+                trace = handlers.trace(model).get_trace(data)
             for name, site in trace.items():
                 unknown = site["type"] == "sample" and not site["is_observed"]
                 if unknown or (site["type"] == "param" and name not in self.given):
@@ -139,3 +140,11 @@ class PlainProblem:
                 transform = self._transform(name)
                 total = total + jnp.sum(transform.log_abs_det_jacobian(x[name], values[name]))
         return total
+
+
+def _of_improper(site: dict[str, Any]) -> Array | None:
+    """A value in the support of an improper prior, which cannot be drawn from."""
+    if site["type"] != "sample" or site["is_observed"] or not isinstance(site["fn"], dist.ImproperUniform):
+        return None
+    law = site["fn"]
+    return biject_to(law.support)(jnp.zeros(law.batch_shape + law.event_shape))

@@ -26,7 +26,9 @@ class Posterior:
         point: whether it is a point estimate.
         local: results of the particles, rows in table order: `mean` (N, dims), `covariance` (N, dims, dims),
             `responsibilities` (N, nodes), `contrast`, `outlier`, `log_evidence` [log p(y) - log p(y | noise only)],
-            `log_evidence_se`, `held_out` (bool), `half`, all (N,), `rotation` (N, 3, 3), `shift` (N, 2) [Å].
+            `log_evidence_se`, `log_predictive` [log p(y) - log p(y | noise of the reference spectrum), which runs on
+            the same data share], `held_out` (bool), `half`, `unit` [number of the micrograph, or of the particle
+            where micrographs are not known], all (N,), `rotation` (N, 3, 3), `shift` (N, 2) [Å].
             Empty for model functions.
         stats: statistics of the sampler, (chains, draws).
         trace: one dict per pass of the engine.
@@ -79,7 +81,8 @@ class Posterior:
 
     @cached_property
     def _means(self) -> dict[str, jax.Array]:
-        return {name: jnp.asarray(self.value(name)) for name in self.shared}
+        with jax.ensure_compile_time_eval():  # kept arrays must not belong to a function being traced
+            return {name: jnp.asarray(self.value(name)) for name in self.shared}
 
     def first(self) -> dict[str, jax.Array]:
         """The shared values of the first draw."""
@@ -162,8 +165,9 @@ class Posterior:
     def to_arviz(self, maps: bool = False) -> Any:
         """ArviZ's own container, of whichever version is installed: InferenceData before 1.0, else a DataTree.
 
-        Groups: posterior, sample_stats, log_likelihood (`training` and `held_out`, log p(y) - log p(y | noise only)),
-        constant_data, and what `extra` holds for others.
+        Groups: posterior, sample_stats (of samplers), log_likelihood, posterior_predictive, observed_data and
+        constant_data. Of particles, the log likelihoods are `training` and `held_out`, log p(y) - log p(y | noise
+        only), and the data compared are `shell_power`, the power per shell of a few dozen whitened images.
 
         Args:
             maps: include maps and variables of more than 100,000 numbers per draw, which make `az.summary` slow.

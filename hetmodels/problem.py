@@ -20,12 +20,13 @@ from hetmodels.errors import UsageError
 from hetmodels.families.protocol import Linear
 from hetmodels.laplace import Weighted, integrate, maximum
 from hetmodels.local import Local, exact_local
-from hetmodels.model import Observed, PerParticle, collapsible, generative, image_ratio, observed, render
+from hetmodels.model import Observed, collapsible, generative, image_ratio, observed, per_particle, render
 from hetmodels.observation import Observation
 from hetmodels.plain import PlainProblem, Sites
 from hetmodels.search import searched_local
 
 _DRAWS = 200
+_POINTS = 2**17  # Fourier pixels of densities that are evaluated at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,7 +153,7 @@ class ParticleProblem(PlainProblem):
         if prior is None:
             volume, log_prior = family.volume(shared, None), 0.0
         else:
-            volume = PerParticle(jax.vmap(lambda z: family.volume(shared, z))(z))
+            volume = per_particle(lambda z: family.volume(shared, z), z)
             log_prior = (
                 sum(jax.vmap(law.log_prob)(z[name]) for name, law in _named(prior).items())
                 if isinstance(prior, dict)
@@ -177,11 +178,7 @@ class ParticleProblem(PlainProblem):
             )
         )
         poses = {name: law.sample(jax.random.fold_in(key_p, i), (rows,)) for i, (name, law) in enumerate(laws.items())}
-        volume = (
-            family.volume(shared, None)
-            if prior is None
-            else PerParticle(jax.vmap(lambda z: family.volume(shared, z))(z))
-        )
+        volume = family.volume(shared, None) if prior is None else per_particle(lambda z: family.volume(shared, z), z)
         data = self.observed(shared, batch)
         model = render(volume, data, poses)
         if self.observation.contrast is not None:
@@ -190,7 +187,9 @@ class ParticleProblem(PlainProblem):
         noise = jnp.sqrt(data.variance / 2) * (real + 1j * imaginary)
         return dataclasses.replace(batch, images=(model + noise).astype(batch.images.dtype)), z, poses
 
-    def infer(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any = None) -> Local:
+    def infer(
+        self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any = None, draws: int = _DRAWS
+    ) -> Local:
         """Integrate every particle's latents and pose with the shared values given.
 
         Exact where the family is linear with enumerated or Gaussian latents, unknown poses being searched (then not
@@ -201,10 +200,11 @@ class ParticleProblem(PlainProblem):
             shared: shared values, `noise` among them.
             batch: the particles.
             proposal: means (rows, dims) and precisions (rows, dims, dims) of unconstrained latents to sample about.
+            draws: draws per particle where it samples.
         """
         family, obs = self._need_family("infer"), self.observation
         if not (self.searches or collapsible(family, shared, obs)):
-            return self._sampled(key, shared, batch, proposal)
+            return self._sampled(key, shared, batch, proposal, draws)
         integral = searched_local if self.searches else exact_local
         return integral(family, shared, batch, obs, shared["noise"], shared.get("junk"))
 
@@ -213,7 +213,13 @@ class ParticleProblem(PlainProblem):
         """Whether poses are searched: unknown, of a linear family."""
         return hasattr(self.observation.pose, "refresh") and isinstance(self.family, Linear)
 
-    def _sampled(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any) -> Local:
+    def rows_at_once(self, draws: int = _DRAWS) -> int:
+        """Particles whose latents are integrated in a batch: many where that is exact, else as memory allows."""
+        if self.searches or isinstance(self.family, Linear):
+            return 500
+        return max(1, min(500, _POINTS // (draws * self.observation.disc.pixels)))
+
+    def _sampled(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any, draws: int) -> Local:
         laws = _named(self.family.conformation(shared)) | {
             f"pose_{k}": v for k, v in self.observation.pose.prior().items()
         }
@@ -235,9 +241,13 @@ class ParticleProblem(PlainProblem):
             single = partial(jax.tree.map, lambda leaf: leaf[None])
             return self.log_joint(shared, single(z), single(poses), single(one))[0] + log_det
 
+        at_once = max(1, _POINTS // self.observation.disc.pixels)
+
         def each(key: Array, one: Batch, about: tuple[Array, Array] | None) -> Weighted:
+            if not len(flat):
+                return Weighted(flat[None], jnp.ones(1), row(flat, one), jnp.zeros(()))
             centre, precision = maximum(lambda u: row(u, one), flat) if about is None else about
-            return integrate(key, lambda u: row(u, one), centre, precision, _DRAWS)
+            return integrate(key, lambda u: row(u, one), centre, precision, draws, at_once)
 
         keys = jax.random.split(key, len(batch.weight))
         return self._summary(jax.vmap(each)(keys, batch, proposal), split, shared, batch)

@@ -16,17 +16,38 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.imaging.poses import PosePrior, RotationGrid, Sphere, Tangent, finest_order, shift_lattice, step_of
+from hetmodels.imaging.poses import (
+    PosePrior,
+    RotationGrid,
+    Sphere,
+    Tangent,
+    asymmetric_cells,
+    finest_order,
+    shift_lattice,
+    step_of,
+)  # fmt: skip
 from hetmodels.imaging.rotations import from_rotvec, uniform
 from hetmodels.local import Local, image_design
-from hetmodels.observation import Observation, PoseTable, Unknown, split_junk
-from hetmodels.scoring import Templates, bank_scores, bank_slices, image_side, mismatch, own_scores, slices_at
-from hetmodels.selection import Candidates, Cells, children, choose, finish, first
+from hetmodels.observation import Observation, split_junk
+from hetmodels.polish import polished
+from hetmodels.scoring import (
+    Templates,
+    bank_scores,
+    bank_side,
+    bank_slices,
+    image_side,
+    lacking,
+    mismatch,
+    own_scores,
+    slices_at,
+)
+from hetmodels.selection import Candidates, Cells, PoseTable, children, choose, finish, first
 from hetmodels.tree import pytree
 
 _BLOCK = 576  # rotations of the bank scored at once
-_SCORES = 2**25  # scores of a first grid held at once
+_TILE = 2**19  # scores of a first grid held at once
 _SLICES = 2**20  # pixels of gathered slices held at once
+_RESOLVED = 2.0  # nats that the last grid may lack on average
 _WIDTHS = ((8, 6), (64, 16))  # rotations and shifts that are split, for images of rising need
 
 
@@ -63,6 +84,12 @@ class Search:
         if level == self.levels:
             return self.limit
         return min(self.limit, int(np.ceil(2.4 / step_of(self.order + level))))
+
+    def finest(self, observation: Observation) -> int:
+        """Levels after which a step moves the last shell of the band by one Fourier pixel or a quarter of a period."""
+        quarter = observation.disc.size * observation.spacing / (4 * self.limit)
+        shifts = int(np.ceil(np.log2(self.shift_step / quarter) - 1e-9))
+        return max(0, finest_order(self.limit) - self.order, shifts)
 
     def first_grid(self) -> Sphere | Tangent:
         """The first grid of rotations."""
@@ -109,13 +136,11 @@ class _Level:
         return mismatch(self.templates, step_of(self.search.order + self.number), self.step)
 
     def settle(self, joint: Array, cells: Cells, rotation: Array) -> Any:
-        """What goes on to the next level, or the candidates after the last one; numpy."""
+        """What goes on to the next level, or the candidates after the last one."""
         how = self.search
         if self.last:
-            found = finish(joint, cells, rotation, how.mass, how.top)
-        else:
-            found = choose(joint, cells, how.mass, how.bound, how.kept)
-        return jax.tree.map(np.asarray, found)
+            return finish(joint, cells, rotation, how.mass, how.top, how.order + how.levels)
+        return choose(joint, cells, how.mass, how.bound, how.kept)
 
 
 def find_poses(
@@ -149,51 +174,62 @@ def find_poses(
     return found
 
 
-def refresh(
-    pose: Unknown, key: Array | None, templates: Templates, batch: Batch, table: PoseTable, copy: Array | None
-) -> Candidates:
-    """See `Unknown.refresh`; about the last pose only where every image of the batch has one."""
-    levels, pixel, rows = int(table.levels), templates.observation.spacing, len(batch.weight)
-    how, index = _everywhere(pose, levels, int(table.limit), pixel), np.asarray(batch.index)
-    near = pose.order + levels >= pose.local and bool(np.all(table.weight[index, 0] > 0))
-    if near:
-        step = how.shift_step / 2 ** (levels - pose.oversampling)
-        how = dataclasses.replace(how, order=pose.order + levels - pose.oversampling, levels=pose.oversampling,
-                                  reach=3.0, shift_radius=2 * step, shift_step=step)  # fmt: skip
-    turn, move = jnp.eye(3), jnp.zeros(2)
-    if key is not None:
-        key_r, key_s = jax.random.split(key)
-        small = from_rotvec(step_of(how.order) * jax.random.uniform(key_r, (3,), minval=-0.5, maxval=0.5))
-        turn = small if near else uniform(key_r, 1)[0]
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A search and where it takes place; fields as the arguments of `find_poses`."""
+
+    search: Search
+    prior: PosePrior
+    rotation: Array
+    shift: Array
+
+    def moved(self, key: Array) -> "Plan":
+        """The grid turned and moved at random: by any rotation where it covers them all, else within a step."""
+        how, (key_r, key_s) = self.search, jax.random.split(key)
+        turn = uniform(key_r, 1)[0]
+        if how.reach:
+            turn = from_rotvec(step_of(how.order) * jax.random.uniform(key_r, (3,), minval=-0.5, maxval=0.5))
         move = how.shift_step * jax.random.uniform(key_s, (2,), minval=-0.5, maxval=0.5)
-    rotation, shift = jnp.broadcast_to(turn, (rows, 3, 3)), jnp.broadcast_to(move, (rows, 2))
-    prior = PosePrior(rotation, jnp.zeros((rows, 2)), np.inf, pose.shift_sd * pixel)
-    if near:
-        rotation = jnp.matmul(turn, table.rotation[index, 0], precision=jax.lax.Precision.HIGHEST)
-        shift = table.shift[index, 0] + move
-    return find_poses(how, templates, batch, prior, rotation, shift, copy)
+        rotation = jnp.matmul(turn, self.rotation, precision=jax.lax.Precision.HIGHEST)
+        return dataclasses.replace(self, rotation=rotation, shift=self.shift + move)
+
+    def resolved(self, templates: Templates, batch: Batch) -> "Plan":
+        """With as many levels more as it takes until the last grid shows what the images can tell apart."""
+        how, obs = self.search, templates.observation
+        for levels in range(how.levels, max(how.levels, how.finest(obs)) + 1):
+            how = dataclasses.replace(how, levels=levels)
+            excess = mismatch(templates, step_of(how.order + levels), how.shift_step / 2**levels)
+            if float(lacking(templates, batch, excess, how.limit).mean()) <= _RESOLVED:
+                break
+        return dataclasses.replace(self, search=how)
+
+    def run(self, templates: Templates, batch: Batch, copy: Array | None = None) -> Candidates:
+        """The posterior of a batch's poses, see `find_poses`."""
+        return find_poses(self.search, templates, batch, self.prior, self.rotation, self.shift, copy)
 
 
-def _everywhere(pose: Unknown, levels: int, limit: int, pixel: float) -> Search:
-    top = max(pose.poses, pose.top)
-    radius, step = pose.shift_range * pixel, pose.shift_step * pixel
-    return Search(pose.order, levels, limit, radius, step, pose.mass, pose.kept, top=top)
+def about_last(plan: Plan, table: PoseTable, batch: Batch, oversampling: int) -> Plan:
+    """The same search with a grid about the last poses of a table in place of all rotations."""
+    how, index = plan.search, np.asarray(batch.index)
+    step = how.shift_step / 2 ** (how.levels - oversampling)
+    how = dataclasses.replace(how, order=how.order + how.levels - oversampling, levels=oversampling, reach=3.0,
+                              shift_radius=2 * step, shift_step=step)  # fmt: skip
+    rotation, shift = jnp.asarray(table.rotation[index, 0]), jnp.asarray(table.shift[index, 0])
+    return Plan(how, dataclasses.replace(plan.prior, margin=np.inf), rotation, shift)
 
 
 def searched_local(
     family: Any, shared: Any, batch: Batch, observation: Observation, noise: Array, junk: Array | None
 ) -> Local:
-    """The posterior of a linear family's latents and of unknown poses, searched everywhere with the full band.
+    """The posterior of a linear family's latents and of poses, searched within their prior with the full band.
 
     The grid is as fine as the band needs and stays where it is. The moments of the latents are those of the
     heaviest poses, at most `poses` of them.
     """
     pose, limit, rows = observation.pose, observation.disc.limit, len(batch.weight)
-    levels = max(pose.oversampling, finest_order(limit) - pose.order)
-    how = _everywhere(pose, levels, limit, observation.spacing)
-    eye, zero = jnp.broadcast_to(jnp.eye(3), (rows, 3, 3)), jnp.zeros((rows, 2))
-    prior = PosePrior(eye, zero, np.inf, pose.shift_sd * observation.spacing)
-    found = find_poses(how, Templates.of(family, shared, observation, noise), batch, prior, eye, zero)
+    plan = pose.plan(batch, observation.spacing, pose.oversampling, limit)
+    plan = pose.plan(batch, observation.spacing, max(pose.oversampling, plan.search.finest(observation)), limit)
+    found = plan.run(Templates.of(family, shared, observation, noise), batch)
     share = found.weight / found.weight.sum(1, keepdims=True)
     parts = []
     for k in range(max(1, int((share > 0).sum(1).max()))):
@@ -205,8 +241,11 @@ def searched_local(
     variance = observation.pixel_variance(noise, batch.group)
     evidence, clean = split_junk(jnp.asarray(found.log_evidence), observation, batch, variance, junk)
     top = pose.top
+    best = dataclasses.replace(batch, rotation=jnp.asarray(found.rotation[:, 0]), shift=jnp.asarray(found.shift[:, 0]))
+    if pose.polish:
+        best = polished(family, shared, observation, noise, best, plan.prior, pose.polish)
     return Local(
-        mean, spread, nodes, contrast, 1 - clean, found.rotation[:, 0], found.shift[:, 0], evidence,
+        mean, spread, nodes, contrast, 1 - clean, best.rotation, best.shift, evidence,
         jnp.zeros(rows), found.rotation[:, :top], found.shift[:, :top], found.weight[:, :top],
     )  # fmt: skip
 
@@ -231,37 +270,47 @@ def _offsets(level: _Level, job: _Job) -> np.ndarray:
 
 def _bank(level: _Level, job: _Job, grid: Sphere) -> Any:
     """A first level against slices common to all images; where their stretches differ, at the mean stretch."""
-    shift, copies, code = _offsets(level, job), np.asarray(job.copy), np.arange(grid.cells)
-    most = max(1, min(len(shift), _SCORES // (grid.cells * shift.shape[1])))
+    shift, copies, block = _offsets(level, job), np.asarray(job.copy), min(_BLOCK, grid.cells)
+    code = asymmetric_cells(grid, job.rotation[:1], job.prior, block)
     stretch, turn, excess = jnp.asarray(np.asarray(job.batch.stretch).mean(0)), job.rotation[:1], level.excess
-    parts, order, block = [], [], min(_BLOCK, grid.cells)
+    rotation = grid.rotation(jnp.asarray(code)[None], turn)
+    tile = max(1, _TILE // (len(code) * shift.shape[1]))
+    parts, order = [], []
     for copy in np.unique(copies):
-        for index, padded in _groups(np.flatnonzero(copies == copy), most):
-            part, cells = _rows(job, padded), Cells.whole(code, shift[padded])
-            left, weight, log_shift = _bank_images(level.templates, part, cells.shift, excess, level.limit, level.step)
-            scores = []
-            for start in range(0, grid.cells, block):
-                piece = code[start : start + block]
-                slices = bank_slices(level.templates, grid, piece, turn, stretch, copies[padded[0]], level.limit)
-                scores.append(bank_scores(level.templates, left, weight, slices))
-            joint, rotation = _bank_joint(scores, log_shift, grid, turn)
-            parts.append(level.settle(joint, cells, rotation))
-            order.append(index)
+        bank = [
+            bank_slices(level.templates, grid, code[start : start + block], turn, stretch, copy, level.limit)
+            for start in range(0, len(code), block)
+        ]
+        sides = bank_side(level.templates, bank)
+        index = np.flatnonzero(copies == copy)
+        padded = np.pad(index, (0, -len(index) % tile), mode="edge")
+        cells = Cells.whole(code, shift[padded])
+        found = _bank_rows(level.search, level.number, level.templates, _rows(job, padded), cells, grid, rotation,
+                           excess, sides, tile)  # fmt: skip
+        parts.append(jax.tree.map(np.asarray, found))
+        order.append(index)
     return _joined(parts, order)
 
 
-@partial(jax.jit, static_argnames=("limit", "step"))
-def _bank_images(
-    templates: Templates, job: _Job, shift: Array, excess: Array, limit: int, step: float
-) -> tuple[Array, Array, Array]:
-    left, weight = image_side(templates, job.batch, shift, excess, limit)
-    return left, weight, job.prior.log_shift(shift, step)
+@partial(jax.jit, static_argnums=(0, 1, 9))
+def _bank_rows(
+    search: Search, number: int, templates: Templates, job: _Job, cells: Cells, grid: Sphere, rotation: Array,
+    excess: Array, sides: tuple[Array, Array], tile: int,
+) -> Any:  # fmt: skip
+    """Scores of a few images at a time, so few that they stay in the processor's cache, and what they settle."""
+    level = _Level(search, templates, number)
+    log_rotation = job.prior.log_rotation(rotation, grid)
 
+    def settle(part: tuple[_Job, Cells]) -> Any:
+        job, cells = part
+        left, weight, heat = image_side(templates, job.batch, cells.shift, excess, level.limit)
+        log_prior = job.prior.log_shift(cells.shift, level.step)[:, :, None] + log_rotation[:, None]
+        return level.settle(
+            bank_scores(templates, left, weight, sides) / heat[:, None, None] + log_prior, cells, rotation
+        )
 
-@jax.jit
-def _bank_joint(scores: list[Array], log_shift: Array, grid: Sphere, turn: Array) -> tuple[Array, Array]:
-    joint = jnp.concatenate(scores, -1) + log_shift[..., None] + grid.log_volume
-    return joint, grid.rotation(jnp.arange(grid.cells)[None], turn)
+    tiled = jax.tree.map(lambda leaf: leaf.reshape(-1, tile, *leaf.shape[1:]), (job, cells))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(settle, tiled))
 
 
 def _about(level: _Level, job: _Job, grid: Tangent) -> Any:
@@ -270,7 +319,7 @@ def _about(level: _Level, job: _Job, grid: Tangent) -> Any:
     parts, order = [], []
     for index, padded in _groups(np.arange(len(shift)), _rows_at_once(level, len(shift), grid.cells)):
         cells = Cells.whole(code, shift[padded])
-        parts.append(level.settle(*_own(level, _rows(job, padded), grid, cells, excess)))
+        parts.append(_settled(level, _rows(job, padded), grid, cells, excess))
         order.append(index)
     return _joined(parts, order)
 
@@ -286,7 +335,7 @@ def _split(level: _Level, job: _Job, parent: RotationGrid, found: Cells) -> Any:
     for i, (r, t) in enumerate(widths):
         for index, padded in _groups(np.flatnonzero(need == i), _rows_at_once(level, len(need), 8 * r)):
             cells = children(found.take(padded, r, t), parent, 2 * level.step)
-            parts.append(level.settle(*_own(level, _rows(job, padded), grid, cells, excess)))
+            parts.append(_settled(level, _rows(job, padded), grid, cells, excess))
             order.append(index)
     return _joined(parts, order)
 
@@ -296,11 +345,11 @@ def _rows(job: _Job, index: np.ndarray) -> _Job:
     return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), job)
 
 
-def _own(level: _Level, job: _Job, grid: RotationGrid, cells: Cells, excess: Array) -> tuple[Array, Cells, Array]:
-    """Log posterior up to a constant of cells of each image's own, and their rotations."""
+def _settled(level: _Level, job: _Job, grid: RotationGrid, cells: Cells, excess: Array) -> Any:
+    """What is settled of cells of each image's own; numpy."""
     rotation, slices = _seen(level.templates, job, grid, cells, level.limit)
     joint = _scored(level.templates, job, grid, cells, rotation, slices, excess, level.limit, level.step)
-    return joint, cells, rotation
+    return jax.tree.map(np.asarray, level.settle(joint, cells, rotation))
 
 
 @partial(jax.jit, static_argnames="limit")
@@ -317,11 +366,11 @@ def _scored(
     templates: Templates, job: _Job, grid: RotationGrid, cells: Cells, rotation: Array, slices: Array, excess: Array,
     limit: int, step: float,
 ) -> Array:  # fmt: skip
-    left, weight = image_side(templates, job.batch, cells.shift, excess, limit)
+    left, weight, heat = image_side(templates, job.batch, cells.shift, excess, limit)
     log_rotation = jnp.where(first(cells.code, cells.rotations), job.prior.log_rotation(rotation, grid), -jnp.inf)
     log_shift = jnp.where(first(cells.shift[..., 0], cells.shifts), job.prior.log_shift(cells.shift, step), -jnp.inf)
     score = own_scores(templates, left, weight, slices, rotation.shape[1])
-    return score + log_shift[:, :, None] + log_rotation[:, None, :]
+    return score / heat[:, None, None] + log_shift[:, :, None] + log_rotation[:, None, :]
 
 
 def _rows_at_once(level: _Level, rows: int, rotations: int) -> int:

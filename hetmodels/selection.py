@@ -24,8 +24,10 @@ class Candidates:
             weights of a row and its `discarded` add up to 1.
         log_evidence: log p(y | maps) - log p(y | noise only), poses and latents integrated over the cells scored at
             the last level, (rows,); a lower bound where cells were set aside before.
-        discarded: posterior mass set aside, an estimate from the level that did so, corrected by how much the lightest
-            of the kept cells gained when they were split, (rows,).
+        discarded: posterior mass set aside, (rows,). The level that sets cells aside expects it from what it sees: a
+            lower band, the centres of its cells, and scores at a temperature at which that is at least, on average
+            over images, what these cells turn out to hold once the last level scores them.
+        order: of the last grid of rotations, (rows,).
     """
 
     rotation: Any
@@ -33,6 +35,52 @@ class Candidates:
     weight: Any
     log_evidence: Any
     discarded: Any
+    order: Any
+
+
+@pytree
+class PoseTable:
+    """The best poses found so far of every particle of a set, numpy, heaviest first.
+
+    Attributes:
+        rotation: (N, K, 3, 3).
+        shift: content shifts [Å], (N, K, 2).
+        weight: posterior mass, (N, K); all 0 for particles not searched yet.
+        discarded: posterior mass that the last search set aside, (N,).
+        order: of the last grid of rotations, (N,).
+        levels: how often cells of the first grid are split.
+        limit: band that is searched with, in Fourier pixels.
+        shell: best resolution so far, in Fourier pixels.
+        waited: passes without a better one.
+    """
+
+    rotation: Any
+    shift: Any
+    weight: Any
+    discarded: Any
+    order: Any
+    levels: Any
+    limit: Any
+    shell: Any
+    waited: Any
+
+    @staticmethod
+    def empty(problem: Any, top: int, levels: int) -> "PoseTable":
+        """A table of `top` poses for each particle of a problem, to be searched with the full band."""
+        rows, limit = len(problem.particles), problem.observation.disc.limit
+        rotation, shift = np.zeros((rows, top, 3, 3), np.float32), np.zeros((rows, top, 2), np.float32)
+        weight, zero = np.zeros((rows, top), np.float32), np.zeros(rows, np.float32)
+        numbers = (np.asarray(n) for n in (levels, limit, 0, 0))
+        return PoseTable(rotation, shift, weight, zero, np.zeros(rows, np.int32), *numbers)
+
+    def fill(self, index: np.ndarray, found: Any) -> None:
+        """Take over the best of the `Candidates` found for some particles, in place."""
+        best = self.weight.shape[1]
+        for name in ("rotation", "shift", "weight"):
+            values = getattr(found, name)[:, :best]
+            getattr(self, name)[index, : values.shape[1]] = values
+            getattr(self, name)[index, values.shape[1] :] = 0
+        self.discarded[index], self.order[index] = found.discarded, found.order
 
 
 @pytree
@@ -44,9 +92,7 @@ class Cells:
         shift: (rows, shifts, 2).
         rotations: how many rotations count, the first ones, (rows,).
         shifts: how many shifts count, (rows,).
-        mass: estimated mass of all cells of the row, 1 less what was set aside, (rows,).
-        tail: share of that mass that the level before saw in the lightest quarter of the parents, (rows,).
-        aside: odds of the mass that the level before set aside, (rows,).
+        mass: expected mass of all cells of the row, 1 less what was set aside, (rows,).
     """
 
     code: Any
@@ -54,16 +100,13 @@ class Cells:
     rotations: Any
     shifts: Any
     mass: Any
-    tail: Any
-    aside: Any
 
     @staticmethod
     def whole(code: np.ndarray, shift: np.ndarray) -> "Cells":
         """A first grid: the same cells for all rows of `shift` (rows, shifts, 2)."""
         rows = len(shift)
-        full, zero = np.ones(rows, np.int32), np.zeros(rows, np.float32)
-        code = np.broadcast_to(code, (rows, len(code)))
-        return Cells(code, shift, full * code.shape[1], full * shift.shape[1], zero + 1, zero, zero)
+        full, code = np.ones(rows, np.int32), np.broadcast_to(code, (rows, len(code)))
+        return Cells(code, shift, full * code.shape[1], full * shift.shape[1], np.ones(rows, np.float32))
 
     def take(self, index: np.ndarray, rotations: int, shifts: int) -> "Cells":
         """Some rows, and of each the first rotations and shifts."""
@@ -95,25 +138,22 @@ def choose(joint: Array, cells: Cells, mass: float, bound: float, kept: int) -> 
         bound: rotations this far below the best are left out.
         kept: rotations at most.
     """
-    top = joint.max((1, 2), keepdims=True)
-    p = jnp.exp(joint - top)
-    p = p / _sum(p, (1, 2), True)
-    share = (1 + mass) / 2
-    by_rotation, r = jax.lax.top_k(p.sum(1), min(kept, joint.shape[2]))
-    by_shift, t = jax.lax.top_k(p.sum(2), joint.shape[1])
-    near = jnp.take_along_axis(joint.max(1) >= top[:, 0] - bound, r, axis=1).sum(1)
+    p = jnp.exp(joint - joint.max((1, 2), keepdims=True))
+    by_rotation, by_shift = p.sum(1), p.sum(2)
+    total, share = _sum(by_shift, 1, True), (1 + mass) / 2
+    by_rotation, r = jax.lax.top_k(by_rotation / total, min(kept, joint.shape[2]))
+    by_shift, t = jax.lax.top_k(by_shift / total, joint.shape[1])
+    near = jnp.take_along_axis(p.max(1) >= np.exp(-bound), r, axis=1).sum(1)
     rotations = jnp.minimum((jnp.cumsum(by_rotation, 1) - by_rotation < share).sum(1), near)
     shifts = (jnp.cumsum(by_shift, 1) - by_shift < share).sum(1)
     inside = p[jnp.arange(len(p))[:, None, None], t[:, :, None], r[:, None, :]]
     inside = jnp.where(first(t, shifts)[:, :, None] & first(r, rotations)[:, None, :], inside, 0)
-    held, heavy = _sum(inside, (1, 2)), first(r, rotations - rotations // 4)
-    tail = _sum(jnp.where(heavy[:, None, :], 0, inside), (1, 2)) / held
-    aside, pick = jnp.maximum(1 - held, 0) / held, partial(jnp.take_along_axis, axis=1)
-    return Cells(pick(cells.code, r), pick(cells.shift, t[..., None]), rotations, shifts, _mass(p, cells), tail, aside)
+    held, pick = jnp.minimum(_sum(inside, (1, 2)) / total[:, 0], 1), partial(jnp.take_along_axis, axis=1)
+    return Cells(pick(cells.code, r), pick(cells.shift, t[..., None]), rotations, shifts, cells.mass * held)
 
 
-@partial(jax.jit, static_argnames=("mass", "top"))
-def finish(joint: Array, cells: Cells, rotation: Array, mass: float, top: int) -> Candidates:
+@partial(jax.jit, static_argnames=("mass", "top", "order"))
+def finish(joint: Array, cells: Cells, rotation: Array, mass: float, top: int, order: int) -> Candidates:
     """The heaviest of the cells as candidates; arguments as in `choose`."""
     rows, shifts, rotations = joint.shape
     best = joint.max((1, 2))
@@ -124,29 +164,25 @@ def finish(joint: Array, cells: Cells, rotation: Array, mass: float, top: int) -
     near = jnp.take_along_axis(p, r[:, None, :], axis=2).reshape(rows, -1)
     weight, where = jax.lax.top_k(near, min(top, shifts * wide))
     weight = weight / total[:, None]
-    weight = jnp.where(jnp.cumsum(weight, 1) - weight < mass, weight, 0) * _mass(p, cells)[:, None]
+    weight = jnp.where(jnp.cumsum(weight, 1) - weight < mass, weight, 0) * cells.mass[:, None]
     pad = ((0, 0), (0, top - weight.shape[1]))
     r, t = (jnp.pad(index, pad) for index in (jnp.take_along_axis(r, where % wide, axis=1), where // wide))
     rotation = jnp.broadcast_to(rotation, (rows, *rotation.shape[1:]))
     rotation = jnp.take_along_axis(rotation, r[..., None, None], axis=1)
     shift = jnp.take_along_axis(cells.shift, t[..., None], axis=1)
-    return Candidates(rotation, shift, jnp.pad(weight, pad), best + jnp.log(total), 1 - weight.sum(1))
+    evidence, orders = best + jnp.log(total), jnp.full(rows, order)
+    return Candidates(rotation, shift, jnp.pad(weight, pad), evidence, 1 - weight.sum(1), orders)
 
 
-def _mass(p: Array, cells: Cells) -> Array:
-    """Share of the posterior in all cells of a row, from posterior masses up to a constant.
-
-    What the level before set aside is taken to have gained, now that it could be seen better, as the lightest quarter
-    of the kept parents did: noise has flattered those that led.
-    """
-    parents, by_rotation = cells.rotations // 8, p.sum(1)
-    tail = jnp.where(first(by_rotation, 8 * (parents - parents // 4)), 0, by_rotation).sum(1) / by_rotation.sum(1)
-    odds = tail * (1 - cells.tail) / jnp.maximum(cells.tail * (1 - tail), 1e-12)
-    growth = jnp.where((cells.tail > 0) & (tail < 1), jnp.maximum(odds, 1), 1)
-    return cells.mass / (1 + cells.aside * growth)
+def as_given(rotation: Array, shift: Array, order: int) -> Candidates:
+    """One pose per image, (rows, 3, 3) and (rows, 2), as if it were known."""
+    rows = len(rotation)
+    one, zero = np.ones((rows, 1), np.float32), np.zeros(rows, np.float32)
+    poses = np.asarray(rotation)[:, None], np.asarray(shift)[:, None]
+    return Candidates(*poses, one, zero, zero, np.full(rows, order))
 
 
-def _sum(values: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
+def _sum(values: Array, axis: int | tuple[int, ...], keepdims: bool = False) -> Array:
     """Sum in float64, in the precision given."""
     with jax.enable_x64(True):
         return values.astype(jnp.float64).sum(axis, keepdims=keepdims).astype(values.dtype)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from inference.map import MAP as MAP
     from inference.mcmc import MCMC as MCMC
     from inference.moments import Moments as Moments
+    from inference.sgmcmc import SGMCMC as SGMCMC
+    from inference.smc import SMC as SMC
     from inference.svi import SVI as SVI
 
 ENGINES: dict[str, str] = {
@@ -19,12 +21,14 @@ ENGINES: dict[str, str] = {
     "moments": "inference.moments.Moments",
 }
 
-__all__ = ["EM", "ENGINES", "MAP", "MCMC", "SVI", "Moments", "fit"]
+_MORE = ("inference.smc.SMC", "inference.sgmcmc.SGMCMC", "inference.fitting.fit")  # engines by dotted path, and `fit`
+
+__all__ = ["EM", "ENGINES", "MAP", "MCMC", "SGMCMC", "SMC", "SVI", "Moments", "fit"]
 
 
 def __getattr__(name: str) -> Any:
     """Engines and `fit` are imported when first asked for."""
-    for path in [*ENGINES.values(), "inference.fitting.fit"]:
+    for path in [*ENGINES.values(), *_MORE]:
         module, _, own = path.rpartition(".")
         if own == name:
             return getattr(importlib.import_module(module), own)

@@ -29,6 +29,7 @@ Draws = dict[str, np.ndarray]
 RHAT = 1.01  # Vehtari, Gelman, Simpson, Carpenter and Bürkner 2021, Bayesian Analysis 16
 ESS = 100  # of each chain, likewise
 BFMI = 0.3
+DEEPEST = 0.01  # of the trajectories
 EVIDENCE_SE = 0.5  # nats
 _FEWEST = 4
 
@@ -152,6 +153,13 @@ def _of_transitions(stats: Draws) -> list[str]:
         found.append(
             f"{count} of {diverging.size} transitions diverged: the draws miss parts of the posterior that are curved "
             "too strongly for the step size; raise target_accept_prob of the kernel, or reparametrise the model."
+        )
+    full = stats.get("reached_max_treedepth", np.zeros((1, 1)))
+    if full.mean() > DEEPEST:
+        found.append(
+            f"{int(full.sum())} of {full.size} trajectories reached the largest tree depth: they end before they turn, "
+            "so that draws are dear and alike; raise max_tree_depth, adapt a full mass matrix (dense_mass=True), or "
+            "rescale the parameters."
         )
     energy = stats.get("energy", np.empty((0, 0)))
     if energy.shape[-1] >= _FEWEST:

@@ -20,12 +20,14 @@ from hetmodels.families.protocol import Gaussian, Gridded, need_frame
 from hetmodels.imaging import accumulate
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.slices import Cells, Lattice
+from hetmodels.imaging.symmetry import symmetrised
 from hetmodels.local import Pairs, component_lattice, mixing_pairs
 from hetmodels.tree import pytree
 from inference.expectation import Mode, Sums, expect, look, no_sums
-from inference.pose_step import advanced, first_table, search_report, weighted_poses
-from inference.updates import correlation, junk_share, noise_spectra, regularised, signal_spectra
-from inference.volume_step import data_precision, volume_step
+from inference.pose_step import advanced, alike, first_table, search_report, weighted_poses
+from inference.subspace_start import moment_start
+from inference.updates import correlation, expanded, junk_share, matched, noise_spectra, regularised, signal_spectra
+from inference.volume_step import certainty, volume_step
 
 
 @pytree
@@ -79,8 +81,8 @@ class EM:
         iterations: passes over the data at most.
         tolerance: stop when the maps have no more to gain in the next pass, as a part of the rise of the objective
             since the first pass.
-        mixture_tolerance: with several nodes (classes), stop when the objective's rise in a pass falls below this part
-            of its rise since the first pass.
+        mixture_tolerance: with latents (classes, components), stop when the objective's rise in a pass falls below
+            this part of its rise since the first pass.
         batch_size: particles per step.
         solver_steps: conjugate-gradient steps of the map update in each pass.
         anneal: passes during which class probabilities are kept soft, so that no class wins by chance.
@@ -100,6 +102,7 @@ class EM:
 
     whole = False
     shuffle = False
+    symmetric = True
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch_size < 1 or self.solver_steps < 1:
@@ -124,11 +127,15 @@ class EM:
         shared = problem.starting(key)
         noise, junk = shared.pop("noise"), shared.pop("junk", jnp.zeros(()))
         copies = 2 if problem.halves else 1
-        lattice = component_lattice(family)
-        components = family.components(shared) * (1.0 if problem.started else 0.0)
+        lattice, started = component_lattice(family), problem.started
+        if isinstance(family, Gaussian) and not _has_components(family, problem, shared):
+            shared, started = moment_start(key, self, problem, shared | {"noise": noise}), True
+            noise = shared.pop("noise")
+        components = family.components(shared) * (1.0 if started else 0.0)
+        components = symmetrised(components, obs.spacing, obs.pose.symmetry)
         maps = jnp.broadcast_to(components, (copies, *components.shape))
         spectra = family.spectra(shared)
-        if not problem.started:
+        if not started:
             shared = family.updated(shared, components, spectra, jnp.ones(_nodes(family, shared)))
         return EMState(
             maps,
@@ -138,7 +145,7 @@ class EM:
             noise,
             junk,
             accumulate.empty(lattice, copies, _columns(len(components), mixing_pairs(family, shared))),
-            no_sums(obs.groups, obs.disc.shells, _nodes(family, shared)),
+            no_sums(obs.groups, obs.disc.shells, _nodes(family, shared), _dims(family)),
             maps if problem.halves else maps[:0],
             jnp.zeros(obs.disc.shells),
             np.asarray(-np.inf),
@@ -162,7 +169,7 @@ class EM:
             parts, images = weighted_poses(key, mode, family, known, state.tables, batch, state.poses)
             state = dataclasses.replace(state, sums=jax.tree.map(np.add, state.sums, images))
             known = (state.shared, state.noise, None)
-        for part in parts:
+        for part in alike(parts, obs.pose.symmetry):
             cells, images, slices = look(mode, state.tables, part)
             values, sums = expect(
                 mode, family, known, part, (cells.sign, images, slices), target, jax.random.fold_in(key, 1)
@@ -194,50 +201,39 @@ class EM:
         state = self.settled(problem, state)
         family, obs = problem.family, problem.observation
         lattice, ball = component_lattice(family), Ball(need_frame(family).size)
-        count, pairs = state.maps.shape[1], mixing_pairs(family, state.shared)
-        sums = accumulate.table(state.total, _columns(count, pairs))
-        sums = sums.reshape(len(state.maps), lattice.rows, -1)
-        maps, precisions, promise = [], [], 0.0
-        for maps_, columns in zip(state.maps, sums, strict=True):
-            weights = _weights(columns[:, 2 * count :], count, pairs)
-            moved, rise = volume_step(
-                lattice, maps_, columns[:, : 2 * count], weights, state.spectra, self.solver_steps
-            )
-            maps.append(moved)
-            promise += float(rise) / float(state.sums.particles)
-            diagonal = weights if weights.ndim == 2 else jnp.diagonal(weights, axis1=1, axis2=2)
-            precisions.append(jnp.stack([data_precision(lattice, h) for h in diagonal.T]))
-        new_maps, precision = jnp.stack(maps), jnp.stack(precisions)
-        objective = self._objective(problem, ball, state, precision)
-        fsc = correlation(ball, new_maps, precision, state.spectra)
-        spectra = state.spectra
+        maps, (precision, determined, log_det), promise = self._moved(family, state)
+        objective = self._objective(problem, ball, state, log_det)
+        if len(maps) == 2 and isinstance(family, Gridded):
+            order = matched(maps, _nodes(family, state.shared))
+            maps, precision, determined = (v.at[1].set(v[1, order]) for v in (maps, precision, determined))
+        fsc = correlation(ball, maps, precision, state.spectra)
+        spectra, noise = state.spectra, state.noise
         if self._learns_spectrum(problem) and (int(state.joined) < 0 or not problem.halves):
-            spectra = signal_spectra(ball, new_maps, precision, state.spectra, fsc)
-            new_maps = regularised(ball, new_maps, precision, state.spectra, spectra)
-        noise = state.noise
+            spectra = signal_spectra(ball, maps, precision, determined, fsc)
+            maps = regularised(ball, maps, precision, state.spectra, spectra)
+        if isinstance(family, Gaussian) and self._learns_spectrum(problem):
+            maps, spectra = expanded(maps, spectra, state.sums.latent)
         if self.learn_noise and "noise" not in problem.given:
-            noise = noise_spectra(ball, state.sums, precision, state.spectra, state.noise)
-        junk = state.junk if obs.outliers is None else junk_share(state.sums, obs)
-        joined, halves = int(state.joined), new_maps if len(new_maps) == 2 else state.halves
+            noise = noise_spectra(ball, state.sums, determined, state.noise)
+        joined, halves = int(state.joined), maps if len(maps) == 2 else state.halves
         passes = int(state.passes) + 1
         first = objective if passes == 1 else float(state.first)
-        left = promise if state.sums.occupancy.size == 1 else objective - float(state.objective)
+        left = promise if _alone(state.sums) else objective - float(state.objective)
         poses, settled = advanced(problem, state.poses, fsc)
         gain = left / max(objective - first, 1e-12) if passes > 2 and settled else np.inf
         if joined >= 0:
             joined += 1
         elif passes >= self.iterations or self._stalled(gain, state, passes):
-            new_maps, joined = new_maps.mean(0, keepdims=True), 0
+            maps, joined = maps.mean(0, keepdims=True), 0
         occupancy = jnp.asarray(state.sums.occupancy, jnp.float32)
-        shared = family.updated(state.shared, new_maps.mean(0), spectra, occupancy)
         state = EMState(
-            new_maps,
-            _tables(lattice, new_maps),
+            maps,
+            _tables(lattice, maps),
             spectra,
-            shared,
+            family.updated(state.shared, maps.mean(0), spectra, occupancy),
             noise,
-            junk,
-            accumulate.empty(lattice, len(new_maps), _columns(count, pairs)),
+            state.junk if obs.outliers is None else junk_share(state.sums, obs),
+            accumulate.empty(lattice, len(maps), _columns(maps.shape[1], mixing_pairs(family, state.shared))),
             jax.tree.map(np.zeros_like, state.sums),
             halves,
             fsc if state.maps.shape[0] > 1 or not problem.halves else state.fsc,
@@ -250,19 +246,33 @@ class EM:
         )
         return state, _report(state, problem) | search_report(problem, poses)
 
+    def _moved(self, family: Any, state: EMState) -> tuple[Array, tuple[Array, ...], float]:
+        """New maps of each copy, how far the data determine them, and the rise that is certain, per particle."""
+        lattice, pairs, count = component_lattice(family), mixing_pairs(family, state.shared), state.maps.shape[1]
+        sums = accumulate.table(state.total, _columns(count, pairs)).reshape(len(state.maps), lattice.rows, -1)
+        maps, known, promise = [], [], 0.0
+        for before, columns in zip(state.maps, sums, strict=True):
+            residual, weights = columns[:, : 2 * count], columns[:, 2 * count :]
+            moved, rise = volume_step(lattice, before, residual, weights, state.spectra, self.solver_steps, pairs)
+            maps.append(moved)
+            promise += float(rise) / float(state.sums.particles)
+            known.append(certainty(lattice, weights, state.spectra, pairs))
+        return jnp.stack(maps), tuple(jnp.stack(parts) for parts in zip(*known, strict=True)), promise
+
     def finished(self, state: EMState) -> bool:
         """Whether the objective has stalled, and joined halves have settled."""
         return int(state.joined) >= 1 and self._stalled(float(state.gain), state, int(state.passes))
 
     def _stalled(self, gain: float, state: EMState, passes: int) -> bool:
-        if state.sums.occupancy.size == 1:
+        if _alone(state.sums):
             return gain < self.tolerance
-        return gain < self.mixture_tolerance and passes > self.anneal
+        return gain < self.mixture_tolerance and (passes > self.anneal or state.sums.occupancy.size == 1)
 
     def draw(self, key: Array, problem: Any, state: EMState) -> dict[str, Array]:
         """The point estimate of the shared values."""
         extra = {"junk": state.junk} if problem.observation.outliers is not None else {}
-        return state.shared | {"noise": state.noise} | extra
+        canonical = getattr(problem.family, "canonical", lambda shared: shared)
+        return canonical(state.shared) | {"noise": state.noise} | extra
 
     def state_bytes(self, family: Any, size: int, halves: bool) -> int:
         """Memory of the state: maps, their tables and the sums, for images of `size` pixels."""
@@ -280,20 +290,20 @@ class EM:
         """Whether the maps' prior spectrum is re-estimated: it was not given."""
         return self.learn_spectrum and not any(name.endswith("tau2") for name in problem.given)
 
-    def _objective(self, problem: Any, ball: Ball, state: EMState, precision: Array) -> float:
+    def _objective(self, problem: Any, ball: Ball, state: EMState, log_det: Array) -> float:
         """Log posterior per particle; with a learnt spectrum, the evidence (maps integrated, diagonal Laplace)."""
-        total = _log_prior(ball, self._learns_spectrum(problem), state.maps, state.spectra, precision)
+        total = _log_prior(ball, self._learns_spectrum(problem), state.maps, state.spectra, log_det)
         return (float(state.sums.log_ratio) + float(total)) / float(state.sums.particles)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _log_prior(ball: Ball, integrated: bool, maps: Array, spectra: Array, precision: Array) -> Array:
+def _log_prior(ball: Ball, integrated: bool, maps: Array, spectra: Array, log_det: Array) -> Array:
     """Log prior of the maps, or what they add to the evidence when they are integrated."""
     prior = 1 / jnp.maximum(spectra, 1e-30)[:, ball.shell]
     half = ball.multiplicity
     total = -0.5 * jnp.sum(jnp.abs(ball.transform(maps)) ** 2 * prior * half)
     if integrated:
-        return total - 0.5 * jnp.sum(jnp.log1p(precision / prior) * half)
+        return total - 0.5 * jnp.sum(log_det * half)
     return total + 0.5 * len(maps) * jnp.sum(jnp.log(prior) * half)
 
 
@@ -301,18 +311,24 @@ def _nodes(family: Any, shared: Any) -> int:
     return len(family.grids(shared)[1]) if isinstance(family, Gridded) else 1
 
 
+def _dims(family: Any) -> int:
+    """Coordinates of a Gaussian latent."""
+    return family.dims if hasattr(family, "latent_covariance") else 0
+
+
+def _alone(sums: Sums) -> bool:
+    """Whether there are no latents: then the solver knows what is left to gain."""
+    return sums.occupancy.size == 1 and len(sums.latent) == 1
+
+
+def _has_components(family: Any, problem: Any, shared: Any) -> bool:
+    """Whether there are components to start from: with none the latents never leave their prior."""
+    return problem.started and bool(jnp.any(family.components(shared)[1:]))
+
+
 def _columns(count: int, pairs: Pairs) -> int:
     """Real columns of the sums: residuals, and one weight per pair of components that mix."""
     return 2 * count + len(pairs)
-
-
-def _weights(columns: Array, count: int, pairs: Pairs) -> Array:
-    """H as the solver wants it, from the accumulated columns."""
-    if len(pairs) == count:
-        return columns
-    i, j = np.array(pairs).T
-    full = jnp.zeros((len(columns), count, count)).at[:, i, j].set(columns)
-    return full.at[:, j, i].set(columns)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -27,6 +27,7 @@ class Sums:
         count: pixels that went into it, (groups, shells).
         junk: expected number of junk images.
         particles: number of images.
+        latent: of a Gaussian latent, sum of E[(1, z) (1, z)^T], (1 + dims, 1 + dims); dims is 0 without one.
     """
 
     log_ratio: Any
@@ -35,12 +36,14 @@ class Sums:
     count: Any
     junk: Any
     particles: Any
+    latent: Any
 
 
-def no_sums(groups: int, shells: int, nodes: int) -> Sums:
+def no_sums(groups: int, shells: int, nodes: int, dims: int) -> Sums:
     """Nothing added up yet."""
-    zero = np.zeros
-    return Sums(zero(()), zero(nodes), zero((groups, shells)), zero((groups, shells)), zero(()), zero(()))
+    zero, edge = np.zeros, 1 + dims
+    spectra = zero((groups, shells)), zero((groups, shells))
+    return Sums(zero(()), zero(nodes), *spectra, zero(()), zero(()), zero((edge, edge)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,4 +133,12 @@ def _sums(obs: Observation, batch: Batch, design: Design, ratio: Array, weight: 
         jnp.outer(one_hot.T @ weight, counts),
         jnp.sum(batch.weight - weight),
         jnp.sum(batch.weight),
+        _latent_moments(design, weight),
     )
+
+
+def _latent_moments(design: Design, weight: Array) -> Array:
+    """Sum over images of E[(1, z) (1, z)^T]."""
+    point = jnp.concatenate([jnp.ones_like(weight)[:, None], design.mean], axis=1)
+    spread = jnp.tensordot(weight, design.covariance, 1)
+    return jnp.einsum("b,bi,bj->ij", weight, point, point).at[1:, 1:].add(spread)

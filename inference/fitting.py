@@ -3,6 +3,8 @@
 import dataclasses
 import platform
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hetmodels.data.batch import Batch
 from hetmodels.data.particles import Particles
 from hetmodels.errors import UsageError
-from hetmodels.families.protocol import Frame, Linear, framed
+from hetmodels.families.protocol import Frame, Gaussian, Linear, Neural, framed
 from hetmodels.initial import first_spectra
 from hetmodels.observation import Contrast, Known, Observation, Outliers, Radial
 from hetmodels.plain import PlainProblem, Sites
@@ -22,6 +25,8 @@ from hetmodels.posterior import Posterior
 from hetmodels.problem import ParticleProblem
 from inference.diagnostics import pointwise
 from inference.engine import Log, Result, require, run
+from inference.predictive import by_band, information, mixed, reference_ratio
+from inference.replicates import of_function, of_particles
 
 _PACKAGES = ("hetmodels", "jax", "jaxlib", "numpyro", "blackjax", "optax", "numpy")
 _LOCAL_DRAWS = 8
@@ -61,7 +66,7 @@ def fit(  # noqa: PLR0913 - one argument per choice of the user, all but three b
         halves: keep the two half sets apart until the last passes (linear families).
         holdout: fraction of the particles that do not train, whole micrographs, the same for all runs on the data.
         start: where to start: a Posterior of the same family, maps (components, N, N, N), or site values by name.
-        given: what not to infer: a Posterior (its spectra and noise are taken), or site values by name.
+        given: what not to infer: a Posterior (its spectra, noise and networks are taken), or site values by name.
         log: where to report; see `inference.engine.run` for this and the following.
         checkpoint, resume, budget, every: see `inference.engine.run`.
 
@@ -70,6 +75,9 @@ def fit(  # noqa: PLR0913 - one argument per choice of the user, all but three b
         DataError: if the data cannot be used.
     """
     require(model, engine)
+    if getattr(pose, "symmetry", "C1") != "C1" and not getattr(engine, "symmetric", False):
+        name = type(engine).__name__.lower()
+        raise UsageError(f"{name} cannot keep maps symmetric, and the symmetry is {pose.symmetry}: choose em.")
     begun = time.time()
     problem = make_problem(
         model, data, pose=pose, noise=noise, contrast=contrast, outliers=outliers, halves=halves, holdout=holdout,
@@ -100,8 +108,11 @@ def make_problem(
         if not isinstance(data, dict):
             raise UsageError(f"fit: data must be Particles or a dict of arguments by name, got {type(data).__name__}.")
         return PlainProblem(model, data, _site_values(None, given), _site_values(None, start))
-    if halves and not isinstance(model, Linear):
-        raise UsageError("fit: halves needs a linear family; fit particles.subset(particles.half == h) by two runs.")
+    if halves and (not isinstance(model, Linear) or isinstance(model, Gaussian)):
+        raise UsageError(
+            "fit: halves needs a linear family without a continuous latent; fit particles.subset(particles.half == h) "
+            "by two runs."
+        )
     data.require_even()
     if hasattr(pose, "framed"):
         pose = pose.framed(data.spacing)
@@ -148,7 +159,9 @@ def _site_values(family: Any, given: Any) -> Sites:
         return {}
     if isinstance(given, Posterior):
         shared = given.shared_point()
-        spectra = {} if family is None else {k: v for k, v in family.sites(shared).items() if k.endswith("tau2")}
+        sites = {} if family is None else family.sites(shared)
+        network = family.weights() if isinstance(family, Neural) else ()
+        spectra = {k: v for k, v in sites.items() if k.endswith("tau2") or k in network}
         return spectra | {k: v for k, v in shared.items() if k == "noise"}
     if not isinstance(given, dict):
         raise UsageError(f"fit: given and start take a Posterior or a dict by site name, got {type(given).__name__}.")
@@ -187,11 +200,12 @@ def _from_maps(problem: ParticleProblem, maps: np.ndarray, frame: Frame) -> Site
     shared = problem.shared(problem.initial(jax.random.key(0)))
     wanted = family.components(shared).shape
     maps = maps[None] if maps.ndim == 3 else maps
-    if maps.shape[1:] != wanted[1:] or maps.shape[0] not in (1, wanted[0]):
+    if maps.shape[1:] != wanted[1:] or maps.shape[0] not in (1, wanted[0], getattr(family, "classes", 1)):
         raise UsageError(
             f"fit: start has maps of shape {maps.shape}, this run needs {wanted} (one map serves for all)."
         )
-    components = jnp.broadcast_to(jnp.asarray(maps), wanted)
+    arranged = getattr(family, "from_maps", lambda maps: jnp.broadcast_to(maps, wanted))
+    components = arranged(jnp.asarray(maps))
     occupancy = jnp.ones(len(family.grids(shared)[1]) if hasattr(family, "grids") else 1)
     return dict(family.updated(shared, components, family.spectra(shared), occupancy))
 
@@ -208,15 +222,19 @@ def _posterior(problem: PlainProblem, engine: Any, result: Result, key: Array, m
     more_arrays = extra(problem, result.state) if extra else {}
     local: dict[str, np.ndarray] = {}
     if isinstance(problem, ParticleProblem) and family is not None:
-        local, each = local_posterior(problem, thinned(shared), key)
+        offer = getattr(engine, "proposal", None)
+        about = offer(problem, result.state) if offer else None
+        options = {} if about is None else {"about": about, "count": engine.proposals}
+        local, each, seen = local_posterior(problem, thinned(shared), key, **options)
         held = local["held_out"]
+        more_arrays |= seen | of_particles(problem, thinned(shared), local, jax.random.fold_in(key, len(held)))
         if not point:
             more_arrays |= {
                 "log_likelihood/training": each[None][..., ~held],
                 "log_likelihood/held_out": each[None][..., held],
             }
-    elif not isinstance(problem, ParticleProblem) and not point:
-        more_arrays |= pointwise(problem, shared)
+    elif not isinstance(problem, ParticleProblem):
+        more_arrays |= pointwise(problem, shared) | of_function(problem, shared, key)
     return Posterior(
         family=family,
         shared=shared,
@@ -237,24 +255,45 @@ def thinned(shared: dict[str, np.ndarray]) -> list[Sites]:
 
 
 def local_posterior(
-    problem: ParticleProblem, draws: list[Sites], key: Array, rows: int = 500
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    problem: ParticleProblem,
+    draws: list[Sites],
+    key: Array,
+    about: Callable[[Batch], Any] = lambda batch: None,
+    count: int = 200,
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
     """`Problem.infer` of every particle, held-out ones included, averaged over draws of the shared values.
 
+    Args:
+        problem: what the engine saw.
+        draws: shared values.
+        key: random key.
+        about: the engine's own approximation of a batch's latents, to sample about; see `Problem.infer`.
+        count: draws per particle where latents are sampled.
+
     Returns:
-        The fields of `Local` and the splits, by name; and the log evidence at each draw, (draws, particles).
+        The fields of `Local`, `log_predictive` and the splits, by name; the log evidence at each draw, (draws,
+        particles); the scores of held-out particles by band, see `by_band`, and the mean `information` of an image.
     """
-    infer = problem.infer if problem.searches else jax.jit(problem.infer)
+    infer = partial(problem.infer if problem.searches else jax.jit(problem.infer, static_argnames="draws"), draws=count)
+    rows = problem.rows_at_once(count)
     parts: list[dict[str, np.ndarray]] = []
     evidence: list[np.ndarray] = []
+    gathered = np.zeros(problem.observation.disc.shells)
     for number, batch in enumerate(problem.every(rows)):
         step = jax.random.fold_in(key, number)
         keep = np.asarray(batch.weight) > 0
-        found = [_fields(infer(step, shared, batch), keep) for shared in draws]
+        found = [_fields(infer(step, shared, batch, about(batch)), keep) for shared in draws]
+        for one, shared in zip(found, draws, strict=True):
+            one["log_predictive"] = one["log_evidence"] + reference_ratio(problem, shared["noise"], batch)[keep]
         evidence.append(np.stack([one["log_evidence"] for one in found]))
+        gathered += information(problem, draws[0]["noise"], batch)
         splits = {"half": np.asarray(batch.half)[keep], "held_out": np.asarray(batch.held_out)[keep] > 0}
         parts.append(_averaged(found) | splits)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, np.concatenate(evidence, axis=1)
+    local = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    local["unit"] = problem.particles.splits.unit[problem.particles.rows]
+    seen = by_band(problem, draws, infer, key, min(rows, len(problem.particles)))
+    seen["information"] = gathered / len(problem.particles)
+    return local, np.concatenate(evidence, axis=1), seen
 
 
 def _fields(local: Any, keep: np.ndarray) -> dict[str, np.ndarray]:
@@ -270,9 +309,8 @@ def _averaged(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     mean = {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
     spread = np.stack([one["mean"] for one in found]) - mean["mean"]
     mean["covariance"] = mean["covariance"] + np.einsum("dni,dnj->nij", spread, spread) / len(found)
-    evidence = np.stack([one["log_evidence"] for one in found])
-    top = evidence.max(0)
-    mean["log_evidence"] = top + np.log(np.exp(evidence - top).mean(0))
+    for name in ("log_evidence", "log_predictive"):
+        mean[name] = mixed(np.stack([one[name] for one in found]))
     return mean | {name: value for name, value in found[0].items() if name.endswith("_top")}
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from hetmodels.errors import UsageError
 from hetmodels.plain import PlainProblem, Sites
 from hetmodels.tree import pytree
-from inference.sites import Rows, compiled, latent_free, refuse, settings, split_arrays, values
+from inference.sites import ByGradients, Rows, compiled, latent_free, refuse, settings, split_arrays, values
 
 
 @pytree
@@ -35,7 +35,7 @@ class MAPState:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class MAP:
+class MAP(ByGradients):
     """Gradient ascent on log p(data, x) over sample and param sites, with NumPyro's densities and optax's steps.
 
     The spectrum of a map's prior (sites `…_tau2`) is kept at its start: jointly with the map that it scales it has no
@@ -56,24 +56,9 @@ class MAP:
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(
-                f"MAP: iterations and batch_size must be at least 1, got {self.iterations} and {self.batch_size}."
-            )
-        if self.optimiser is not None and self.learning_rate is not None:
-            raise ValueError("MAP: the optimiser brings its own learning rate; give one of the two.")
+        self._check()
 
     __repr__ = settings
-
-    @property
-    def whole(self) -> bool:
-        """Whether a step sees all data."""
-        return self.batch_size is None
-
-    @property
-    def shuffle(self) -> bool:
-        """Batches are drawn anew in each pass."""
-        return not self.whole
 
     @property
     def _newton(self) -> bool:
@@ -92,7 +77,7 @@ class MAP:
 
     def passes(self, problem: PlainProblem) -> int:
         """As many as the steps need."""
-        return math.ceil(self.iterations / _per_pass(problem, self.batch_size))
+        return math.ceil(self.iterations / self.steps_per_pass(problem))
 
     def init(self, key: Array, problem: PlainProblem) -> MAPState:
         """Start at `problem.initial`.
@@ -117,9 +102,8 @@ class MAP:
 
     def sweep(self, key: Array, problem: PlainProblem, state: MAPState) -> tuple[MAPState, dict[str, Any]]:
         """Report the mean objective of the pass, and begin the next."""
-        mean = float(state.objective) / int(state.batches)
-        info = {"objective": mean, "promise": float(state.promise)}
-        return dataclasses.replace(state, objective=jnp.zeros(()), batches=jnp.zeros((), jnp.int32)), info
+        state, mean = self.began(state)
+        return state, {"objective": mean, "promise": float(state.promise)}
 
     def finished(self, state: MAPState) -> bool:
         """Whether nothing is left to gain."""
@@ -134,7 +118,7 @@ class MAP:
             return optax.with_extra_args_support(self.optimiser)
         if self._newton:
             return optax.lbfgs()
-        total = self.passes(problem) * _per_pass(problem, self.batch_size)
+        total = self.passes(problem) * self.steps_per_pass(problem)
         rate = 0.1 if self.learning_rate is None else self.learning_rate
         return optax.with_extra_args_support(optax.adam(optax.cosine_decay_schedule(rate, total, 1e-3)))
 
@@ -157,10 +141,6 @@ class MAP:
             return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size)
 
         return update
-
-
-def _per_pass(problem: PlainProblem, batch_size: int | None) -> int:
-    return 1 if batch_size is None else math.ceil(problem.size / batch_size)
 
 
 def _kept(problem: PlainProblem) -> dict[str, dict[str, Any]]:

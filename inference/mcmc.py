@@ -1,27 +1,25 @@
-"""Markov chain Monte Carlo with NumPyro's kernels, whose transitions run in compiled blocks through the one loop."""
+"""Markov chain Monte Carlo: kernels of NumPyro and BlackJAX, whose transitions run in compiled blocks."""
 
 import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro import handlers
 from numpyro.infer import NUTS
-from numpyro.infer.util import ParamInfo, potential_energy
 
-from hetmodels.errors import UsageError
 from hetmodels.plain import PlainProblem, Sites
 from hetmodels.problem import ParticleProblem
 from hetmodels.tree import pytree
-from inference.sites import compiled, local_sites, refuse, settings, split_arrays, start, values
+from inference.kernels import Chains, bound, log_density, on_data, own_sites, scattered
+from inference.sites import compiled, local_sites, need_given, refuse, settings, split_arrays, start, values
 
 _MANY = 20_000
+_TOLD = {"acceptance_rate": "acceptance", "n_steps": "gradients", "energy_error": "energy_error"}
 
 
 @pytree
@@ -29,7 +27,7 @@ class MCMCState:
     """Where the chains stand.
 
     Attributes:
-        chains: NumPyro's kernel state, leading axis chains.
+        chains: the kernel's state.
         positions: unconstrained sites of the last block, (chains, block, …).
         stats: statistics of its transitions, (chains, block).
         filled: transitions in the last block.
@@ -53,16 +51,20 @@ class MCMC:
         draws: draws of each chain that are kept.
         warmup: transitions before, in which the kernel adapts.
         chains: number of chains, run side by side.
-        kernel: makes the kernel of a model: `numpyro.infer.NUTS` or `HMC`, or a `functools.partial` of them with
-            settings.
+        kernel: an object of `inference.blackjax_kernels` (`NUTS()`, `MCLMC()`), or what makes a NumPyro kernel of a
+            model: `numpyro.infer.NUTS` or `HMC`, a `functools.partial` of them with settings, or a function that
+            returns an `HMCGibbs` or `HMCECS`.
         block: transitions between two reports.
+        starts: moves the points that the chains start from, `inference.kernels.Pathfinder()`; none leaves them where
+            the start values or the kernel's own choice put them.
     """
 
     draws: int = 1000
     warmup: int = 1000
     chains: int = 4
-    kernel: Callable[..., Any] = NUTS
+    kernel: Any = NUTS
     block: int = 50
+    starts: Any = None
 
     batch_size = 1
     whole = True
@@ -81,52 +83,68 @@ class MCMC:
 
     def passes(self, problem: PlainProblem) -> int:
         """Blocks of warm-up, then of draws."""
-        return math.ceil(self.warmup / self.block) + math.ceil(self.draws / self.block)
+        chains, _, _ = self._compiled(problem)
+        warm = int(self.warmup > 0) if chains.at_once else math.ceil(self.warmup / self.block)
+        return warm + math.ceil(self.draws / self.block)
 
     def init(self, key: Array, problem: PlainProblem) -> MCMCState:
         """Start the chains at different points.
 
         Raises:
-            UsageError: if `param` sites have no given value, or sites are discrete.
+            UsageError: if `param` sites have no given value, sites are discrete, or the density is not finite at the
+                start.
         """
-        refuse(problem, "mcmc")
-        self._need_given(problem)
+        refuse(problem, "mcmc", drawn=own_sites(self.kernel, problem))
+        need_given(problem, "mcmc")
+        self._warn_of_many(problem)
         key, key_start = jax.random.split(key)
-        keys, data = jax.random.split(key, self.chains), problem.whole()
-        arrays, join = split_arrays(data)
-        at = None
-        if isinstance(problem, ParticleProblem) or problem.started:
-            starts = [start(problem, k) for k in jax.random.split(key_start, self.chains)]
-            at = _informed(problem, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), arrays, join)
-        kernel = self.kernel(problem.model)
-        chains = kernel.init(keys, self.warmup, at, (data,), {})
-        compiled(problem, self, lambda: _compile(problem, kernel, join))
-        room = (self.chains, self.block)
+        keys = jax.random.split(key, self.chains)
+        bound_chains, _, _ = self._compiled(problem)
+        chains = bound_chains.init(keys, self._starting(key_start, problem), problem.whole())
+        room, stats, positions = (self.chains, self.block), bound_chains.stats(chains), bound_chains.positions(chains)
         return MCMCState(
             chains,
-            {name: jnp.zeros((*room, *z.shape[1:]), z.dtype) for name, z in chains.z.items()},
-            {name: jnp.zeros(room, value.dtype) for name, value in _stats(chains).items()},
+            {name: jnp.zeros((*room, *z.shape[1:]), z.dtype) for name, z in positions.items()},
+            {name: jnp.zeros(room, value.dtype) for name, value in stats.items()},
             np.asarray(0),
             np.asarray(0),
         )
 
+    def _starting(self, key: Array, problem: PlainProblem) -> Sites | None:
+        """Unconstrained sites per chain; None where the kernel is to choose."""
+        keys = jax.random.split(key, self.chains)
+        if isinstance(problem, ParticleProblem) or problem.started:
+            x = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[start(problem, k) for k in keys])
+        elif self.starts is None and not hasattr(self.kernel, "bind"):
+            return None
+        else:
+            x = scattered(problem, keys)
+        if self.starts is None:
+            return x
+        density, move = log_density(problem), self.starts.move
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+
+        def moved(keys: Array, x: Sites, data: Any) -> Sites:
+            return jax.lax.map(lambda at: move(at[0], lambda x: density(x, data), at[1]), (keys, x))
+
+        return on_data(moved, keys, x, data=problem.whole())
+
     def step(self, key: Array, problem: PlainProblem, state: MCMCState, batch: Any) -> tuple[MCMCState, dict[str, Any]]:
-        """One block of transitions; the kernel carries its own random keys."""
-        warm, done = int(state.done) < self.warmup, int(state.done)
-        count = min(self.block, (self.warmup if warm else self.warmup + self.draws) - done)
-        arrays, _ = split_arrays(batch)
-        advance, _ = self._compiled(problem)
-        chains, positions, stats = advance((state.chains, state.positions, state.stats), count, arrays)
-        block = {name: np.asarray(value)[:, :count] for name, value in stats.items()}
-        info = {
-            "objective": float(block["lp"].mean()) / problem.size,
-            "stage": "warm-up" if warm else "sampling",
-            "acceptance": float(block["acceptance_rate"].mean()),
-            "step_size": float(block["step_size"][:, -1].mean()),
-            "gradients": float(block["n_steps"].mean()),
-            "diverging": int(block["diverging"].sum()),
-        }
-        return MCMCState(chains, positions, stats, np.asarray(count), np.asarray(done + count)), info
+        """One block of transitions; the chains carry their own random keys."""
+        done, arrays = int(state.done), split_arrays(batch)[0]
+        warm, (chains, advance, _) = done < self.warmup, self._compiled(problem)
+        if warm and chains.at_once:
+            inner, positions, stats = advance(True)(state.chains, arrays), state.positions, state.stats
+            count, block = self.warmup, {k: np.asarray(v)[:, None] for k, v in chains.stats(inner).items()}
+        else:
+            count = min(self.block, (self.warmup if warm else self.warmup + self.draws) - done)
+            inner, positions, stats = advance(False)((state.chains, state.positions, state.stats), count, arrays)
+            block = {name: np.asarray(value)[:, :count] for name, value in stats.items()}
+        info = {"objective": float(block["lp"].mean()) / problem.size, "stage": "warm-up" if warm else "sampling"}
+        info |= {told: float(block[name].mean()) for name, told in _TOLD.items() if name in block}
+        info |= {"step_size": float(block["step_size"][:, -1].mean())} if "step_size" in block else {}
+        info |= {"diverging": int(block["diverging"].sum())} if "diverging" in block else {}
+        return MCMCState(inner, positions, stats, np.asarray(count), np.asarray(done + count)), info
 
     def kept(self, problem: PlainProblem, state: MCMCState) -> tuple[Sites, dict[str, Any]]:
         """The draws of the last block, none during warm-up."""
@@ -135,25 +153,19 @@ class MCMC:
         count = int(state.filled)
         flat = {name: z[:, :count].reshape(-1, *z.shape[2:]) for name, z in state.positions.items()}
         arrays, _ = split_arrays(problem.whole())
-        _, convert = self._compiled(problem)
+        _, _, convert = self._compiled(problem)
         draws = {name: v.reshape(self.chains, count, *v.shape[1:]) for name, v in convert(flat, arrays).items()}
         return draws, {name: value[:, :count] for name, value in state.stats.items()}
 
     def draw(self, key: Array, problem: PlainProblem, state: MCMCState) -> Sites:
         """Where the first chain stands."""
-        return values(problem, {name: z[0] for name, z in state.chains.z.items()}, problem.data)
+        chains, _, _ = self._compiled(problem)
+        return values(problem, {name: z[0] for name, z in chains.positions(state.chains).items()}, problem.data)
 
-    def _compiled(self, problem: PlainProblem) -> tuple[Callable, Callable]:
-        return compiled(problem, self, lambda: None)
+    def _compiled(self, problem: PlainProblem) -> tuple[Chains, Callable, Callable]:
+        return compiled(problem, self, lambda: _compile(problem, bound(self.kernel, problem, self.warmup)))
 
-    def _need_given(self, problem: PlainProblem) -> None:
-        missing = problem.parameters()
-        if missing:
-            raise UsageError(
-                f"mcmc: {', '.join(missing)} {'is a param site' if len(missing) == 1 else 'are param sites'} without a "
-                "prior, which no sampler can draw. Give values: given=a Posterior of em, map or svi on the same data, "
-                "or given={name: value}; or use an engine that estimates them (em, map, svi)."
-            )
+    def _warn_of_many(self, problem: PlainProblem) -> None:
         local = local_sites(problem)
         count = problem.size * sum(int(np.prod(problem.sites[n]["value"].shape[1:])) for n in local)
         if count > _MANY:
@@ -164,53 +176,26 @@ class MCMC:
             )
 
 
-def _informed(problem: PlainProblem, z: Sites, arrays: list[Array], join: Callable) -> ParamInfo:
-    """Starting points with their energies and gradients, compiled at once rather than operation by operation.
-
-    Raises:
-        UsageError: if the density is not finite there.
-    """
-    model = handlers.seed(problem.model, jax.random.key(0))
-
-    @jax.jit
-    def look(z: Sites, arrays: list[Array]) -> tuple[Array, Sites]:
-        energy = partial(potential_energy, model, (join(arrays),), {})
-        return jax.lax.map(jax.value_and_grad(energy), z)
-
-    energy, gradient = look(z, arrays)
-    if not np.isfinite(np.asarray(energy)).all():
-        raise UsageError("mcmc: the density is zero or not finite where the chains start; give start={name: value}.")
-    return ParamInfo(z, energy, gradient)
+def _compile(problem: PlainProblem, chains: Chains) -> tuple[Chains, Callable, Callable]:
+    """The chains, their compiled steps (warm-up at once, or a block), and positions (n, …) to what is kept of them."""
+    _, join = split_arrays(problem.whole())
+    block = jax.jit(lambda state, count, arrays: _advance(chains, state, count, join(arrays)))
+    warm = jax.jit(lambda state, arrays: chains.warm(state, join(arrays))) if chains.at_once else None
+    convert = jax.jit(lambda x, arrays: jax.lax.map(lambda one: values(problem, one, join(arrays)), x))
+    return chains, lambda at_once: warm if at_once else block, convert
 
 
-def _stats(chains: Any) -> dict[str, Array]:
-    """Statistics of the last transition, by ArviZ's names."""
-    return {
-        "diverging": chains.diverging,
-        "acceptance_rate": chains.accept_prob,
-        "n_steps": chains.num_steps,
-        "energy": chains.energy,
-        "lp": -chains.potential_energy,
-        "step_size": chains.adapt_state.step_size,
-    }
-
-
-def _compile(problem: PlainProblem, kernel: Any, join: Callable) -> tuple[Callable, Callable]:
-    """Compiled functions: a block of transitions, and positions (n, …) to what is kept of them."""
-    advance = jax.jit(lambda state, count, arrays: _advance(kernel, state, count, join(arrays)))
-    return advance, jax.jit(lambda x, arrays: jax.lax.map(lambda one: values(problem, one, join(arrays)), x))
-
-
-def _advance(kernel: Any, state: tuple, count: Array, data: Any) -> tuple:
+def _advance(chains: Chains, state: tuple, count: Array, data: Any) -> tuple:
     """`count` transitions of all chains, each written to the block."""
 
     def body(number: Array, carry: tuple) -> tuple:
-        chains, positions, stats = carry
-        chains = kernel.sample(chains, (data,), {})
+        inner, positions, stats = carry
+        inner = chains.sample(inner, data)
 
         def put(block: Array, value: Array) -> Array:
             return block.at[:, number].set(value)
 
-        return chains, jax.tree.map(put, positions, chains.z), jax.tree.map(put, stats, _stats(chains))
+        positions = jax.tree.map(put, positions, chains.positions(inner))
+        return inner, positions, jax.tree.map(put, stats, chains.stats(inner))
 
     return jax.lax.fori_loop(0, count, body, state)

@@ -2,7 +2,8 @@
 
 With y = C P F X + noise the estimate solves  (F* P* D P F + T) X = F* P* C/sigma^2 y,  D = C^2/sigma^2 and T = 1/tau^2,
 known poses, uncorrelated contrast of mean 1. P* D P couples a row of the padded grid only with its 26 neighbours
-(trilinear slices), so it is kept as a sparse symmetric matrix and the images are read once.
+(trilinear slices), so it is kept as a sparse symmetric matrix and the images are read once. A family with a Gaussian
+latent takes its components from the second moments about that mean, see `inference.covariance`.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from jax.scipy.sparse.linalg import cg
 
 from hetmodels.data.batch import Batch
 from hetmodels.errors import UsageError
-from hetmodels.families.protocol import need_frame
+from hetmodels.families.protocol import Gaussian, need_frame
 from hetmodels.imaging import accumulate
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.slices import Cells, Lattice
@@ -25,6 +26,7 @@ from hetmodels.local import centred_images, component_lattice
 from hetmodels.observation import Observation
 from hetmodels.tree import pytree
 from inference.sites import refuse
+from inference.subspace_start import at_all_resolutions, spectra_of
 from inference.volume_step import data_precision
 
 
@@ -39,6 +41,7 @@ class MomentsState:
         noise: variance relative to the reference spectrum, (groups, shells).
         map: the estimate, (N, N, N).
         tau2: prior variance per shell, (shells,).
+        components: of a Gaussian latent, each times the standard deviation along it, (dims, N, N, N); else empty.
     """
 
     target: Any
@@ -47,11 +50,12 @@ class MomentsState:
     noise: Array
     map: Array
     tau2: Array
+    components: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """One-pass least squares of the mean map, with the noise spectrum as started.
+    """Least squares of the mean map and of the covariance about it, with the noise spectrum as started.
 
     Attributes:
         batch_size: particles per step.
@@ -77,13 +81,13 @@ class Moments:
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:
-        """Moments needs a linear family of one map without latents, and trilinear slices."""
+        """Moments needs a linear family of one map, with or without a Gaussian latent, and trilinear slices."""
         name = getattr(model, "__name__", type(model).__name__)
         missing = [n for n in ("components", "spectra", "design", "updated") if not hasattr(model, n)]
         if missing:
             return f"moments needs a linear family; {name} has no {', '.join(missing)} (protocol Linear)."
-        if hasattr(model, "grids") or hasattr(model, "latent_covariance"):
-            return f"moments estimates the map of a family without latents; {name} has some (Gridded or Gaussian)."
+        if hasattr(model, "grids"):
+            return f"moments tells no discrete states apart, and the latents of {name} are (Gridded)."
         if getattr(model, "order", 1) != 1:
             return f"moments needs trilinear slices; set family.order=1, {name} has {model.order}."
         return None
@@ -105,7 +109,8 @@ class Moments:
             )
         lattice, shared = component_lattice(problem.family), problem.starting(key)
         components = problem.family.components(shared)
-        if len(components) != 1:
+        gaussian = isinstance(problem.family, Gaussian)
+        if len(components) != 1 and not gaussian:
             raise UsageError(f"moments estimates one map; {type(problem.family).__name__} has {len(components)}.")
         return MomentsState(
             accumulate.empty(lattice, 1, 2),
@@ -114,6 +119,7 @@ class Moments:
             shared["noise"],
             components[0],
             problem.family.spectra(shared)[0],
+            components[1:] if gaussian else components[:0],
         )
 
     def step(self, key: Array, problem: Any, state: MomentsState, batch: Batch) -> tuple[MomentsState, dict[str, Any]]:
@@ -142,7 +148,10 @@ class Moments:
             x, tau2 = solve(x, fresh), fresh
             if change < 1e-3:
                 break
-        state = dataclasses.replace(state, map=x, tau2=tau2)
+        components = state.components
+        if isinstance(problem.family, Gaussian):
+            components = at_all_resolutions(problem, x, state.noise, len(components), self.batch_size)
+        state = dataclasses.replace(state, map=x, tau2=tau2, components=components)
         fit = float(state.zero) + float(_explained(lattice, stencil, target, x))
         prior = float(Ball(need_frame(problem.family).size).log_prior(x, tau2))
         return state, {"objective": (fit + prior) / problem.size}
@@ -151,8 +160,9 @@ class Moments:
         """The estimate as shared values."""
         shared = problem.starting(key)
         del shared["noise"]
-        fresh = problem.family.updated(shared, state.map[None], state.tau2[None], jnp.ones(1))
-        return fresh | {"noise": state.noise}
+        components = jnp.concatenate([state.map[None], state.components])
+        spectra = jnp.concatenate([state.tau2[None], spectra_of(state.components, problem.family.spectra(shared)[1:])])
+        return problem.family.updated(shared, components, spectra, jnp.ones(1)) | {"noise": state.noise}
 
 
 def _nearest(lattice: Lattice) -> Lattice:

@@ -19,8 +19,10 @@ from hetmodels.data.batch import Batch
 from hetmodels.errors import UsageError
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.poses import finest_order
-from hetmodels.observation import Observation, PoseTable, split_junk
+from hetmodels.imaging.symmetry import elements
+from hetmodels.observation import Observation, split_junk
 from hetmodels.scoring import Templates
+from hetmodels.selection import PoseTable
 from inference.expectation import Mode, Sums
 
 _THRESHOLD = 0.143  # of the FSC, for the band of the next search
@@ -29,16 +31,22 @@ _VISIBLE = 1e-4  # power of a reference, relative to its strongest shell, that c
 
 
 def first_table(problem: Any, components: Array) -> Any:
-    """What the search starts from: no poses, and the band that the starting maps have; () for known poses."""
+    """What the search starts from: no poses, and the band that the starting maps have; () for known poses.
+
+    Without maps the band is 0: the first pass is a reconstruction at the file's poses.
+    """
     if not problem.searches:
         return ()
+    pose = problem.observation.pose
+    table = pose.table(problem)
+    if not problem.started and pose.placed:
+        return dataclasses.replace(table, limit=np.asarray(0))
     if not problem.started:
         raise UsageError(
             "em: unknown poses need maps to start from; give --reference MAP.mrc (or start=), low-passed by --ini-high."
         )
     power = np.asarray(Ball(components.shape[-1]).power(components)).max(0)
     seen = np.flatnonzero(power >= _VISIBLE * power.max())
-    table = problem.observation.pose.table(problem)
     return dataclasses.replace(table, limit=_band(problem.observation, int(seen.max())))
 
 
@@ -76,8 +84,25 @@ def search_report(problem: Any, table: Any) -> dict[str, Any]:
     if not problem.searches:
         return {}
     seen = table.weight[:, 0] > 0
-    order, band = problem.observation.pose.order + int(table.levels), int(table.limit)
-    return {"search_order": order, "search_band": band, "discarded": float(table.discarded[seen].mean())}
+    discarded, order = (float(values[seen].mean()) for values in (table.discarded, table.order))
+    return {"search_order": order, "search_band": int(table.limit), "discarded": discarded}
+
+
+def alike(parts: list[Batch], symmetry: str) -> Iterator[Batch]:
+    """Every image at all the poses that a symmetry makes alike, their weights shared evenly.
+
+    So maps stay symmetric, and gain from every image what all its alike views say.
+    """
+    group = elements(symmetry)
+    for part in parts:
+        for element in group:
+            rotation = _turned(part.rotation, element) if len(group) > 1 else part.rotation
+            yield dataclasses.replace(part, rotation=rotation, weight=part.weight / len(group))
+
+
+@jax.jit
+def _turned(rotation: Array, element: Array) -> Array:
+    return jnp.matmul(rotation, element.astype(rotation.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def weighted_poses(
@@ -109,7 +134,8 @@ def weighted_poses(
     weight = weight / weight.sum(1, keepdims=True) * (np.asarray(clean) * np.asarray(batch.weight))[:, None]
     pairs = list(_pairs(batch, found, weight))
     zero, junk_share = np.zeros(()), (1 - weight.sum(1))[real].sum()
-    sums = Sums(np.asarray(total, np.float64).sum(), zero, zero, zero, np.asarray(junk_share), np.asarray(real.sum()))
+    count = np.asarray(real.sum())
+    sums = Sums(np.asarray(total, np.float64).sum(), zero, zero, zero, np.asarray(junk_share), count, zero)
     return pairs, sums
 
 

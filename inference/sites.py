@@ -1,5 +1,7 @@
 """What the general engines share about the sites of a model: which are local, what starts them, what is refused."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from numpyro import handlers
 from numpyro.infer.util import constrain_fn
@@ -43,8 +46,14 @@ def local_sites(problem: PlainProblem) -> list[str]:
     return [name for name, site in problem.sites.items() if any(f.name == PLATE for f in site["cond_indep_stack"])]
 
 
-def refuse(problem: PlainProblem, engine: str, locals_too: bool = False) -> None:
+def refuse(problem: PlainProblem, engine: str, locals_too: bool = False, drawn: tuple[str, ...] = ()) -> None:
     """Refuse what an engine for continuous sites of one copy of the maps cannot do.
+
+    Args:
+        problem: what the engine sees.
+        engine: its name.
+        locals_too: refuse latents of the particles.
+        drawn: sites that the engine draws by itself, which may be discrete.
 
     Raises:
         UsageError: naming the sites and the cure.
@@ -54,7 +63,7 @@ def refuse(problem: PlainProblem, engine: str, locals_too: bool = False) -> None
             f"{engine} fits one copy of the maps and cannot keep half sets apart; use em, or fit "
             "particles.subset(particles.half == h) by two runs."
         )
-    discrete = [n for n, s in problem.sites.items() if s["type"] == "sample" and s["fn"].support.is_discrete]
+    discrete = [n for n in problem.sites if n not in drawn and is_discrete(problem, n)]
     if discrete:
         raise UsageError(
             f"{engine} needs continuous sites, but {', '.join(discrete)} takes integer values. Sum over them inside "
@@ -68,6 +77,27 @@ def refuse(problem: PlainProblem, engine: str, locals_too: bool = False) -> None
         )
 
 
+def need_given(problem: PlainProblem, engine: str) -> None:
+    """Refuse parameters without a prior, which a sampler cannot draw.
+
+    Raises:
+        UsageError: naming them and the cure.
+    """
+    missing = problem.parameters()
+    if missing:
+        raise UsageError(
+            f"{engine}: {', '.join(missing)} {'is a param site' if len(missing) == 1 else 'are param sites'} without a "
+            "prior, which no sampler can draw. Give values: given=a Posterior of em, map or svi on the same data, "
+            "or given={name: value}; or use an engine that estimates them (em, map, svi)."
+        )
+
+
+def is_discrete(problem: PlainProblem, name: str) -> bool:
+    """Whether a site takes integer values."""
+    site = problem.sites[name]
+    return site["type"] == "sample" and site["fn"].support.is_discrete
+
+
 def latent_free(model: Any) -> bool | None:
     """Whether a family (class or instance) leaves no latent of a particle to integrate numerically at known poses.
 
@@ -76,6 +106,8 @@ def latent_free(model: Any) -> bool | None:
     if all(hasattr(model, name) for name in ("components", "spectra", "design", "updated")) and (
         hasattr(model, "grids") or hasattr(model, "latent_covariance")
     ):
+        return True
+    if hasattr(model, "origin"):  # Smooth: by Laplace's approximation
         return True
     try:
         family = model() if isinstance(model, type) else model
@@ -93,14 +125,60 @@ def latent_free(model: Any) -> bool | None:
     return found[0] is None
 
 
+class ByGradients:
+    """What engines have in common that climb by gradients, batch by batch; a base of their dataclasses."""
+
+    iterations: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    optimiser: optax.GradientTransformation | None
+
+    def _check(self) -> None:
+        """Settings in range.
+
+        Raises:
+            ValueError: naming those that are not.
+        """
+        name = type(self).__name__
+        given = [n for n in (self.iterations, self.batch_size) if n is not None]
+        if given and min(given) < 1:
+            raise ValueError(
+                f"{name}: iterations and batch_size must be at least 1, got {self.iterations} and {self.batch_size}."
+            )
+        if self.optimiser is not None and self.learning_rate is not None:
+            raise ValueError(f"{name}: the optimiser brings its own learning rate; give one of the two.")
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step sees all data."""
+        return self.batch_size is None
+
+    @property
+    def shuffle(self) -> bool:
+        """Batches are drawn anew in each pass."""
+        return not self.whole
+
+    def steps_per_pass(self, problem: PlainProblem) -> int:
+        """Batches of a pass."""
+        return 1 if self.batch_size is None else max(1, math.ceil(problem.size / self.batch_size))
+
+    def began(self, state: Any) -> tuple[Any, float]:
+        """The state at the beginning of a pass, and the mean objective of the last one."""
+        mean = float(state.objective) / int(state.batches)
+        zero = jnp.zeros_like(state.objective)
+        return dataclasses.replace(state, objective=zero, batches=jnp.zeros((), jnp.int32)), mean
+
+
 class Rows(Messenger):
     """Makes a padded batch count as all particles: sites in the plate are rescaled by rows over real rows, and masked.
 
     Model and guide both run inside; a mask that is there already does no harm.
     """
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: Any, share: Array | None = None) -> None:
+        """Of a batch, or of a part of one whose share of real rows is given."""
         self.weight = batch.weight if isinstance(batch, Batch) else None
+        self.share: Any = jnp.mean(batch.weight) if share is None and self.weight is not None else share
         super().__init__()
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -108,7 +186,7 @@ class Rows(Messenger):
         if self.weight is None or msg["type"] != "sample":
             return
         if any(frame.name == PLATE for frame in msg["cond_indep_stack"]):
-            factor = len(self.weight) / jnp.sum(self.weight)
+            factor = 1 / self.share
             msg["scale"] = factor if msg["scale"] is None else msg["scale"] * factor
             msg["fn"] = msg["fn"].mask(self.weight > 0)
 
@@ -146,11 +224,13 @@ def values(problem: PlainProblem, x: Sites, data: Any) -> Sites:
 
     Args:
         problem: what the engine sees.
-        x: unconstrained sites.
+        x: unconstrained sites; discrete ones as they are, those that are not sites of the model are left out.
         data: the arguments of a plain function.
     """
+    x = {name: value for name, value in x.items() if name in problem.sites}
     if not isinstance(problem, ParticleProblem):
         params = problem.constrained({name: x[name] for name in problem.parameters()})
+        params |= {name: value for name, value in x.items() if is_discrete(problem, name)}
         model = handlers.seed(handlers.substitute(problem.model, data=params), jax.random.key(0))
         sampled = {name: value for name, value in x.items() if name not in params}
         return params | constrain_fn(model, (data,), {}, sampled, return_deterministic=True)

@@ -1,89 +1,113 @@
-"""Stochastic variational inference: NumPyro's SVI, its guides and optax's optimisers, through the one loop."""
+"""Stochastic variational inference: the evidence lower bound, climbed batch by batch over any model."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.infer
 import optax
 from jax import Array
-from numpyro import handlers
-from numpyro.infer import Trace_ELBO
-from numpyro.infer.autoguide import AutoNormal
-from numpyro.infer.initialization import init_to_median, init_to_value
 
 from hetmodels.data.batch import Batch
-from hetmodels.model import Observed
+from hetmodels.families.protocol import Neural
 from hetmodels.plain import PlainProblem, Sites
-from hetmodels.problem import ParticleProblem
 from hetmodels.tree import pytree
-from inference.sites import PLATE, Rows, compiled, local_sites, refuse, settings, split_arrays, values
+from inference.amortization import amortization_gap
+from inference.elbo import Annealing
+from inference.encoder import Encoder
+from inference.guides import MeanField, Table, TableState
+from inference.machine import Machine
+from inference.sites import ByGradients, compiled, refuse, settings, split_arrays
+
+_FEWEST_STEPS, _FEWEST_PASSES = 2000, 20
+_HELD_OUT_KEY = 17
 
 
 @pytree
 class SVIState:
-    """Where the ascent of the ELBO stands.
+    """Where the ascent stands.
 
     Attributes:
-        inner: NumPyro's state: the optimiser with the parameters of guide and model, and the random key.
-        elbo: ELBO per particle, summed over the batches of the pass.
+        params: unconstrained parameters of model and guide, by site.
+        optimiser: the optimiser's own state.
+        table: numbers of q per particle, or None.
+        steps: steps so far.
+        objective: evidence lower bound per particle, summed over the batches of the pass.
         batches: batches in that sum.
+        best: the parameters with the best bound on particles held out.
+        best_value: that bound; minus infinity until there is one.
+        waited: passes without a better one.
     """
 
-    inner: Any
-    elbo: Array
+    params: Sites
+    optimiser: Any
+    table: Any
+    steps: Array
+    objective: Array
     batches: Array
+    best: Sites
+    best_value: Array
+    waited: Array
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SVI:
-    """Ascent of the evidence lower bound over the guide's and the model's parameters.
+class SVI(ByGradients):
+    """Ascent of the evidence lower bound over the parameters of the guide and of the model.
+
+    The objective reported is the bound in nats per particle, relative to noise only as all log-likelihoods here,
+    whatever the annealing. Latents that the family's structure integrates in closed form are; with a `Point` guide of
+    the rest the bound is then the evidence.
 
     A guide of one's own is a function of what the model receives: the arguments by name, or a batch of images with
-    `data.plate()` and `data.batch`. Latents inside the plate that the guide keeps in a table (AutoNormal, AutoDelta)
-    have one row per particle: for small sets.
+    `data.plate()` and `data.batch`. Latents inside the plate that it does not sample are left to `local`.
 
     Attributes:
-        guide: makes the guide of a model: a class of `numpyro.infer.autoguide`, or a function model -> guide.
-        iterations: steps, rounded up to whole passes over the data.
+        guide: of the shared sites: `Point`, `MeanField`, `LowRank`, a class of `numpyro.infer.autoguide`, or a
+            function model -> guide.
+        local: of the latents of each particle: a `Table` or an `Encoder`; if none, an encoder where the density is a
+            neural network, else a table.
+        iterations: passes over the data; if none, 20 or as many as make 2000 steps.
         batch_size: particles per step; all of them if none.
+        rows_at_once: particles of a step that go through the model at a time, their gradients being summed; if none,
+            a neural field takes few, which is faster on CPUs and needs less memory, others take all.
         learning_rate: of Adam with a cosine decay; 0.02 if none.
-        optimiser: an optax transformation in place of that.
-        loss: the objective, one of NumPyro's ELBOs.
+        network_rate: likewise, of the weights of networks.
+        optimiser: an optax transformation in place of both.
+        annealing: of the latents' part of the bound.
+        samples: draws of the guide per step.
+        patience: of a network, passes without a better bound on the particles held out after which it stops, going
+            back to the best; only with batches, and where the guide knows the latents of other particles too.
         draws: draws of the shared values taken from the fitted guide.
+        proposals: draws per particle about its q by which the latents are integrated in the end.
     """
 
-    guide: Callable[..., Any] = AutoNormal
-    iterations: int = 2000
-    batch_size: int | None = None
+    guide: Callable[..., Any] = MeanField()  # noqa: RUF009
+    local: Table | Encoder | None = None
+    iterations: int | None = None
+    batch_size: int | None = 32
+    rows_at_once: int | None = None
     learning_rate: float | None = None
+    network_rate: float = 1e-3
     optimiser: optax.GradientTransformation | None = None
-    loss: Any = Trace_ELBO()  # noqa: RUF009
+    annealing: Annealing = Annealing()  # noqa: RUF009
+    samples: int = 1
+    patience: int | None = 5
     draws: int = 100
+    proposals: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.draws, self.batch_size or 1) < 1:
-            raise ValueError(f"SVI: iterations, draws and batch_size must be at least 1, got {self!r}.")
-        if self.optimiser is not None and self.learning_rate is not None:
-            raise ValueError("SVI: the optimiser brings its own learning rate; give one of the two.")
+        self._check()
+        counts = {n: getattr(self, n) for n in ("rows_at_once", "samples", "patience", "draws", "proposals")}
+        wrong = {name: value for name, value in counts.items() if value is not None and value < 1}
+        if wrong:
+            raise ValueError(f"SVI: {', '.join(wrong)} must be at least 1, got {', '.join(map(str, wrong.values()))}.")
+        if not self.network_rate > 0:
+            raise ValueError(f"SVI: the network_rate must be positive, got {self.network_rate}.")
 
     __repr__ = settings
-
-    @property
-    def whole(self) -> bool:
-        """Whether a step sees all data."""
-        return self.batch_size is None
-
-    @property
-    def shuffle(self) -> bool:
-        """Batches are drawn anew in each pass."""
-        return not self.whole
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:
@@ -91,8 +115,10 @@ class SVI:
         return None
 
     def passes(self, problem: PlainProblem) -> int:
-        """As many as the steps need."""
-        return math.ceil(self.iterations / self._per_pass(problem))
+        """Passes over the data."""
+        if self.iterations is not None:
+            return self.iterations
+        return max(_FEWEST_PASSES, math.ceil(_FEWEST_STEPS / self.steps_per_pass(problem)))
 
     def init(self, key: Array, problem: PlainProblem) -> SVIState:
         """The guide about known starting values, else about the prior's median, set up eagerly on one batch.
@@ -101,117 +127,157 @@ class SVI:
             UsageError: if sites are discrete.
         """
         refuse(problem, "svi")
-        rows = math.ceil(problem.size / self._per_pass(problem))
+        rows = math.ceil(problem.size / self.steps_per_pass(problem))
         batch = problem.whole() if self.whole else next(iter(problem.batches(0, key, rows, False)))
-        at, params = problem.start_sites(), set(problem.parameters())
-        machine = _Machine(problem, self.guide, at, self._optimiser(problem), self.loss, batch)
-        compiled(problem, self, lambda: machine)
-        begin = {name: value for name, value in at.items() if name in params}
-        inner = machine.run(machine.svi.init, _indices(problem, batch), batch, key, init_params=begin)
-        return SVIState(inner, jnp.zeros(()), jnp.zeros((), jnp.int32))
+        machine = Machine(problem, self.guide, self.local or _local(problem), batch, key)
+        compiled(problem, self, lambda: (machine, self._compiled_step(problem, machine, batch)))
+        key_table = jax.random.fold_in(key, 1)
+        table = None
+        if machine.tabled:
+            table = TableState.begin(key_table, machine.law, problem.size, machine.latents.dims)
+        zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
+        begin = machine.first
+        optimiser = self._optimiser(problem).init(begin)
+        return SVIState(begin, optimiser, table, none, zero, none, begin, zero - jnp.inf, none)
 
     def step(self, key: Array, problem: PlainProblem, state: SVIState, batch: Any) -> tuple[SVIState, dict[str, Any]]:
         """One step on a batch."""
-        if isinstance(batch, Batch) and len(batch.weight) == problem.size:
-            batch = jax.tree.map(lambda leaf: leaf[np.argsort(np.asarray(batch.index))], batch)
+        machine, update = self._machine(problem)
         arrays, _ = split_arrays(batch)
-        return self._machine(problem).update(state, _indices(problem, batch), arrays), {}
+        index = machine.rows(batch) if machine.tabled else None
+        moving = state.params, state.optimiser, state.steps, state.objective, state.batches
+        moving, table = update(state.table, moving, index, arrays, key)
+        names = ("params", "optimiser", "steps", "objective", "batches")
+        return dataclasses.replace(state, table=table, **dict(zip(names, moving, strict=True))), {}
 
     def sweep(self, key: Array, problem: PlainProblem, state: SVIState) -> tuple[SVIState, dict[str, Any]]:
-        """Report the mean ELBO of the pass, and begin the next."""
-        mean = float(state.elbo) / int(state.batches)
-        return dataclasses.replace(state, elbo=jnp.zeros(()), batches=jnp.zeros((), jnp.int32)), {"objective": mean}
+        """Report the mean bound of the pass, and that of particles held out; keep the best."""
+        state, mean = self.began(state)
+        info: dict[str, Any] = {"objective": mean}
+        machine, _ = self._machine(problem)
+        if self.whole or self.patience is None or not machine.network or machine.tabled:
+            return state, info
+        value = machine.held_out(state.params, jax.random.key(_HELD_OUT_KEY))
+        if value is None:
+            return state, info
+        info["held_out"] = value
+        passes = int(state.steps) / self.steps_per_pass(problem)
+        if value > float(state.best_value) or passes <= self.annealing.passes:
+            none = jnp.zeros((), jnp.int32)
+            return dataclasses.replace(state, best=state.params, best_value=jnp.asarray(value), waited=none), info
+        return dataclasses.replace(state, waited=state.waited + 1), info
+
+    def finished(self, state: SVIState) -> bool:
+        """Whether the bound of the particles held out has stopped rising."""
+        return self.patience is not None and int(state.waited) >= self.patience
 
     def draw(self, key: Array, problem: PlainProblem, state: SVIState) -> Sites:
         """One draw of the guide."""
-        return {name: value[0] for name, value in self._machine(problem).draws(state.inner, key[None]).items()}
+        machine, _ = self._machine(problem)
+        return {name: value[0] for name, value in machine.draws(_kept(state), key[None]).items()}
 
     def sample(self, key: Array, problem: PlainProblem, state: SVIState) -> Sites:
         """Draws of the guide, (1, draws, …); {} where it is a point."""
-        drawn = self._machine(problem).draws(state.inner, jax.random.split(key, self.draws))
+        machine, _ = self._machine(problem)
+        if machine.point:
+            return {}
+        drawn = machine.draws(_kept(state), jax.random.split(key, self.draws))
         if self.draws > 1 and all(bool(jnp.all(value == value[:1])) for value in drawn.values()):
             return {}
         return {name: value[None] for name, value in drawn.items()}
 
-    def _machine(self, problem: PlainProblem) -> "_Machine":
-        return compiled(problem, self, lambda: None)
+    def proposal(self, problem: PlainProblem, state: SVIState) -> Callable[[Any], Any] | None:
+        """Centre and precision of q of a batch's latents, for `Problem.infer`; None where q has no width."""
+        machine, _ = self._machine(problem)
+        return machine.proposal(_kept(state), state.table)
 
-    def _per_pass(self, problem: PlainProblem) -> int:
-        return 1 if self.batch_size is None else math.ceil(problem.size / self.batch_size)
+    def extra(self, problem: PlainProblem, state: SVIState) -> dict[str, np.ndarray]:
+        """`amortization_gap` of some particles [nats] where an encoder gave their q, see `inference.amortization`."""
+        machine, _ = self._machine(problem)
+        if machine.latents is None or machine.tabled:
+            return {}
+        return {"amortization_gap": amortization_gap(machine, _kept(state), self.rows_at_once)}
+
+    def _machine(self, problem: PlainProblem) -> tuple[Machine, Callable]:
+        return compiled(problem, self, lambda: None)
 
     def _optimiser(self, problem: PlainProblem) -> optax.GradientTransformation:
         if self.optimiser is not None:
             return self.optimiser
-        total = self.passes(problem) * self._per_pass(problem)
+        family = getattr(problem, "family", None)
+        own = family.weights() if isinstance(family, Neural) else ()
+
+        def adam(rate: float) -> optax.GradientTransformation:
+            return optax.adam(lambda count: rate * self._decay(problem, count))
+
+        def kinds(params: Sites) -> dict[str, str]:
+            return {n: "network" if n in own or n.startswith("encoder_") else "other" for n in params}
+
         rate = 0.02 if self.learning_rate is None else self.learning_rate
-        return optax.adam(optax.cosine_decay_schedule(rate, total, 1e-2))
+        return optax.partition({"network": adam(self.network_rate), "other": adam(rate)}, kinds)
 
+    def _decay(self, problem: PlainProblem, steps: Array) -> Array:
+        total = self.passes(problem) * self.steps_per_pass(problem)
+        share = jnp.clip(steps / total, 0.0, 1.0)
+        return 0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * share))
 
-class _Machine:
-    """NumPyro's SVI on a problem, compiled once."""
-
-    def __init__(
-        self, problem: PlainProblem, factory: Callable, at: Sites, optimiser: Any, loss: Any, batch: Any
-    ) -> None:
-        self.problem = problem
-        takes = inspect.signature(factory).parameters
-        options = {"init_loc_fn": partial(_start_at, known=at)} if "init_loc_fn" in takes else {}
-        self.guide = factory(self._model, **options)
-        self.svi = numpyro.infer.SVI(self._model, self.guide, optimiser, loss)
+    def _compiled_step(self, problem: PlainProblem, machine: Machine, batch: Any) -> Callable:
         _, join = split_arrays(batch)
+        transformation, per_pass = self._optimiser(problem), self.steps_per_pass(problem)
+        parts = machine.parts(batch, self.rows_at_once)
+        rate = self.local.rate if isinstance(self.local, Table) else Table().rate
 
-        def update(state: SVIState, rows: Array | None, arrays: list[Array]) -> SVIState:
-            inner, loss = self.run(self.svi.update, rows, join(arrays), state.inner)
-            return SVIState(inner, state.elbo - loss / problem.size, state.batches + 1)
+        def update(
+            table: TableState | None, moving: tuple, index: Array | None, arrays: list[Array], key: Array
+        ) -> tuple[tuple, TableState | None]:
+            params, optimiser, steps, objective, batches = moving
+            beta = self.annealing.beta(steps / per_pass)
+            numbers = None if table is None else table.value[index]
+            share = _share(join(arrays))
 
-        self.update = jax.jit(update)
-        self.draws = jax.jit(lambda inner, keys: jax.lax.map(lambda key: self._draw(inner, key), keys))
+            def loss(params: Sites, numbers: Array | None, arrays: list[Array], key: Array) -> tuple[Array, Array]:
+                keys, count = jax.random.split(key, self.samples), parts * self.samples * problem.size
+                drawn = [machine.bound(params, numbers, join(arrays), one, share) for one in keys]
+                local, rest = (sum(part) / count for part in zip(*drawn, strict=True))
+                return -(beta * local + rest), local + rest
 
-    def _model(self, *args: Any, **kwargs: Any) -> None:
-        given = self.problem.given
-        with handlers.block(hide_fn=lambda site: site["type"] == "param" and site["name"] in given):
-            self.problem.model(args[0].batch if args else kwargs)
+            slopes = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+            elbo, slope, row_slope = _summed(slopes, params, numbers, arrays, key, parts)
+            move, optimiser = transformation.update(slope, optimiser, params)
+            if table is not None and index is not None and row_slope is not None:
+                table = table.stepped(index, row_slope, rate * self._decay(problem, steps))
+            return (optax.apply_updates(params, move), optimiser, steps + 1, objective + elbo, batches + 1), table
 
-    def _seen(self, batch: Any) -> tuple[tuple, dict[str, Any]]:
-        """What model and guide receive."""
-        if not isinstance(self.problem, ParticleProblem):
-            return (), batch
-        obs = self.problem.observation
-        return (Observed(batch, obs, jnp.ones((obs.groups, obs.disc.shells)), None),), {}
-
-    def run(self, call: Callable, rows: Array | None, batch: Any, *before: Any, **options: Any) -> Any:
-        """Call NumPyro on a batch whose rows of the plate are these."""
-        args, kwargs = self._seen(batch)
-        with Rows(batch), handlers.substitute(data={} if rows is None else {PLATE: rows}):
-            return call(*before, *args, **kwargs, **options)
-
-    def _trace(self, inner: Any, key: Array) -> dict[str, Any]:
-        params = self.svi.get_params(inner)
-        args, kwargs = self._seen(self.problem.example())
-        with handlers.block():
-            guide = handlers.seed(handlers.substitute(self.guide, data=params), key)
-            return handlers.trace(guide).get_trace(*args, **kwargs)
-
-    def _draw(self, inner: Any, key: Array) -> Sites:
-        """Shared values at one draw of the guide."""
-        problem, local = self.problem, set(local_sites(self.problem))
-        trace = self._trace(inner, key)
-        found = {
-            name: site["value"] for name, site in trace.items() if site["type"] == "sample" and name in problem.sites
-        }
-        x = problem.unconstrained({name: value for name, value in found.items() if name not in local})
-        params = self.svi.optim.get_params(inner.optim_state)
-        x |= {name: params[name] for name in problem.parameters()}
-        return values(problem, x, problem.data)
+        return jax.jit(update, donate_argnums=0)
 
 
-def _start_at(site: Any, known: Sites) -> Any:
-    """Initial value of a site: the known one, else about the median of its prior."""
-    return init_to_value(site, values=known) if site["name"] in known else init_to_median(site)
+def _share(data: Any) -> Array | None:
+    """Share of real rows in a batch of particles."""
+    return jnp.mean(data.weight) if isinstance(data, Batch) else None
 
 
-def _indices(problem: PlainProblem, batch: Any) -> Array | None:
-    """Rows of the plate that a batch holds: numbers among the training particles."""
-    if not isinstance(batch, Batch) or len(batch.weight) == problem.size:
-        return None
-    return jnp.asarray(np.searchsorted(problem.training, np.asarray(batch.index)), jnp.int32)  # type: ignore[attr-defined]
+def _summed(
+    slopes: Callable, params: Sites, numbers: Array | None, arrays: list[Array], key: Array, parts: int
+) -> tuple[Array, Sites, Array | None]:
+    """Bound and gradients of the parts of a batch, one after the other: sums, and the rows' own put together."""
+    if parts == 1:
+        (_, elbo), (slope, row_slope) = slopes(params, numbers, arrays, key)
+        return elbo, slope, row_slope
+
+    def one(carry: tuple[Array, Sites], part: tuple) -> tuple[tuple[Array, Sites], Array | None]:
+        (_, elbo), (slope, row_slope) = slopes(params, *part)
+        return jax.tree.map(jnp.add, carry, (elbo, slope)), row_slope
+
+    cut = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (numbers, arrays))
+    begin = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    (elbo, slope), row_slope = jax.lax.scan(one, begin, (*cut, jax.random.split(key, parts)))
+    return elbo, slope, None if numbers is None else row_slope.reshape(numbers.shape)
+
+
+def _local(problem: PlainProblem) -> Table | Encoder:
+    return Encoder() if isinstance(getattr(problem, "family", None), Neural) else Table()
+
+
+def _kept(state: SVIState) -> Sites:
+    """The best parameters where particles were held out, else the last."""
+    return state.best if np.isfinite(state.best_value) else state.params

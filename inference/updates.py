@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.optimize import linear_sum_assignment
 
 from hetmodels.imaging.ball import Ball
 from hetmodels.observation import Observation
@@ -25,17 +26,18 @@ def correlation(ball: Ball, maps: Array, precision: Array, spectra: Array) -> Ar
 
 
 @partial(jax.jit, static_argnums=0)
-def signal_spectra(ball: Ball, maps: Array, precision: Array, spectra: Array, fsc: Array) -> Array:
+def signal_spectra(ball: Ball, maps: Array, precision: Array, determined: Array, fsc: Array) -> Array:
     """Signal spectra: FSC/(1-FSC) over the data's precision, or empirical Bayes.
 
-    Empirical Bayes in MacKay's form: power over the number of well-determined parameters, precision/(precision +
-    1/tau^2) summed. Its fixed point is that of mean |V^|^2 plus posterior variance, reached in far fewer passes.
+    Empirical Bayes in MacKay's form: power over the number of well-determined parameters. Its fixed point is that of
+    mean |V^|^2 plus posterior variance, reached in far fewer passes. Components that are seen together (a common map
+    and differences from it) are determined together: taken one by one they would look better known than they are, and
+    their spectra would shrink.
     """
     if len(maps) == 2 and maps.shape[1] == 1:
         clipped = jnp.clip(fsc, 1e-3, 0.999)
         data = ball.shell_sum(precision.mean((0, 1))) / jnp.maximum(ball.degrees, 1)
         return (clipped / (1 - clipped) / jnp.maximum(data, 1e-20))[None]
-    determined = precision / (precision + 1 / jnp.maximum(spectra, 1e-30)[:, ball.shell])
     power = ball.shell_sum(jnp.abs(ball.transform(maps)) ** 2)
     return jnp.maximum(power / jnp.maximum(ball.shell_sum(determined), 1e-3), 1e-12).mean(0)
 
@@ -52,19 +54,17 @@ def regularised(ball: Ball, maps: Array, precision: Array, before: Array, after:
 
 
 @partial(jax.jit, static_argnums=0)
-def noise_spectra(ball: Ball, sums: Sums, precision: Array, spectra: Array, before: Array) -> Array:
+def noise_spectra(ball: Ball, sums: Sums, determined: Array, before: Array) -> Array:
     """Expected residual power per pixel, (groups, shells); the maps' own degrees of freedom do not count.
 
     Args:
         ball: coordinates of the maps.
         sums: what the pass added up.
-        precision: what the data say of each Fourier voxel, (copies, components, N, N, N//2+1).
-        spectra: prior variance of the maps, (components, shells).
+        determined: share of each Fourier voxel's posterior that is the data's, (copies, components, N, N, N//2+1).
         before: the noise of the pass, kept where there are no pixels.
     """
     residual, count = jnp.asarray(sums.residual), jnp.asarray(sums.count)
-    prior = 1 / jnp.maximum(spectra, 1e-30)[:, ball.shell]
-    used = 0.5 * ball.shell_sum(precision / (precision + prior)).sum((0, 1))
+    used = 0.5 * ball.shell_sum(determined).sum((0, 1))
     share = count / jnp.maximum(count.sum(0), 1)
     free = jnp.maximum(count - share * used, 0.5 * count)
     fresh = residual / jnp.maximum(free, 1)
@@ -78,3 +78,39 @@ def junk_share(sums: Sums, obs: Observation) -> Array:
     top = sums.junk + prior.alpha - 1
     share = (top + 1e-3) / (sums.particles + prior.alpha + prior.beta - 2 + 2e-3)
     return jnp.asarray(np.clip(share, 1e-4, 0.5), jnp.float32)
+
+
+def expanded(maps: Array, spectra: Array, latent: np.ndarray) -> tuple[Array, Array]:
+    """Maps that take over the mean and the covariance found of the latents (PX-EM; Liu 1998, Biometrika 85).
+
+    The latents' prior N(0, I) is freed to N(m, L L^T) for the pass and fixed again: V_0 + sum_j m_j V_j is the mean
+    then, and the components V L. Their spectra follow.
+
+    Args:
+        maps: the mean and the components, (copies, 1 + dims, N, N, N).
+        spectra: their prior variances, (1 + dims, shells).
+        latent: sum over particles of E[(1, z) (1, z)^T], (1 + dims, 1 + dims).
+    """
+    moments = latent / latent[0, 0]
+    mean = moments[0, 1:]
+    root = np.linalg.cholesky(moments[1:, 1:] - np.outer(mean, mean) + 1e-9 * np.eye(len(mean)))
+    change = np.eye(len(latent))
+    change[1:, 0], change[1:, 1:] = mean, root
+    own = np.concatenate([np.asarray(spectra[:1]), (root**2).T @ np.asarray(spectra[1:])])
+    return jnp.einsum("lm,clzyx->cmzyx", jnp.asarray(change, jnp.float32), maps), jnp.asarray(own, jnp.float32)
+
+
+def matched(maps: Array, nodes: int) -> np.ndarray:
+    """Order of the second half set's components in which its classes are those of the first, by correlation.
+
+    Half sets that begin at random number their classes at random: joined as they are, they would mix.
+
+    Args:
+        maps: of both half sets, (2, components, N, N, N); the last `nodes` components are the classes.
+        nodes: number of classes.
+    """
+    flat = np.asarray(maps[:, maps.shape[1] - nodes :], np.float64).reshape(2, nodes, -1)
+    flat = flat - flat.mean(1, keepdims=True)  # what all classes share says nothing
+    flat /= np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-30)
+    fixed = maps.shape[1] - nodes
+    return np.concatenate([np.arange(fixed), fixed + linear_sum_assignment(-flat[0] @ flat[1].T)[1]])

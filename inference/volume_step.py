@@ -14,11 +14,12 @@ from jax import Array
 
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.slices import Lattice
+from hetmodels.local import Pairs
 
 
-@partial(jax.jit, static_argnames=("lattice", "steps"))
+@partial(jax.jit, static_argnames=("lattice", "steps", "pairs"))
 def volume_step(
-    lattice: Lattice, maps: Array, residual: Array, weights: Array, spectra: Array, steps: int
+    lattice: Lattice, maps: Array, residual: Array, weights: Array, spectra: Array, steps: int, pairs: Pairs
 ) -> tuple[Array, Array]:
     """New maps, and by how much at least the log posterior rises [nats].
 
@@ -26,20 +27,23 @@ def volume_step(
         lattice: the padded grid.
         maps: present maps X, (components, N, N, N), in the band.
         residual: R, (rows, 2 components): real parts, then imaginary.
-        weights: H, (rows, components) where components do not mix, else (rows, components, components).
+        weights: H, (rows, pairs).
         spectra: tau^2, (components, shells).
         steps: conjugate-gradient steps.
+        pairs: which components l <= m the columns of H couple; (l, l) is among them for each l.
     """
     ball = Ball(lattice.size)
     count = len(maps)
     prior = jnp.where(spectra > 0, 1 / jnp.maximum(spectra, 1e-30), 0.0)
 
     def mix(columns: Array) -> Array:
-        if weights.ndim == 2:
-            return columns * jnp.concatenate([weights, weights], axis=1)
-        real, imaginary = columns[:, :count], columns[:, count:]
-        apply = partial(jnp.einsum, "rlm,rm->rl", weights)
-        return jnp.concatenate([apply(real), apply(imaginary)], axis=1)
+        total = [jnp.zeros_like(columns[:, 0])] * (2 * count)
+        for weight, (i, j) in zip(weights.T, pairs, strict=True):
+            for half in (0, count):
+                total[half + i] = total[half + i] + weight * columns[:, half + j]
+                if i != j:
+                    total[half + j] = total[half + j] + weight * columns[:, half + i]
+        return jnp.stack(total, axis=1)
 
     def prior_force(x: Array) -> Array:
         return lattice.size * ball.filter(x, prior)
@@ -47,8 +51,7 @@ def volume_step(
     def curvature(x: Array) -> Array:
         return _in_band(ball, lattice.adjoint(mix(lattice.table(x)))) + prior_force(x)
 
-    diagonal = weights if weights.ndim == 2 else jnp.diagonal(weights, axis1=1, axis2=2)
-    precision = jax.vmap(lambda h: data_precision(lattice, h))(diagonal.T)
+    precision = jnp.stack([data_precision(lattice, weights[:, pairs.index((i, i))]) for i in range(count)])
     inverse = 1 / (precision + prior[:, ball.shell] + 1e-20) * ball.mask / lattice.size
 
     def precondition(x: Array) -> Array:
@@ -78,6 +81,35 @@ def _conjugate_gradients(apply, precondition, target: Array, steps: int) -> Arra
     z = precondition(target)
     start = (jnp.zeros_like(target), target, z, jnp.sum(target * z))
     return jax.lax.fori_loop(0, steps, body, start)[0]
+
+
+@partial(jax.jit, static_argnames=("lattice", "pairs"))
+def certainty(lattice: Lattice, weights: Array, spectra: Array, pairs: Pairs) -> tuple[Array, Array, Array]:
+    """How far the data determine each Fourier voxel of the maps, voxels taken as independent, components jointly.
+
+    Args:
+        lattice: the padded grid.
+        weights: H, see `volume_step`.
+        spectra: tau^2, (components, shells).
+        pairs: see `volume_step`.
+
+    Returns:
+        The data's precision of each component (components, N, N, N//2+1); the share of the posterior that is theirs
+        and not the prior's, 1 - posterior over prior variance, likewise; and log det(1 + tau H tau), (N, N, N//2+1).
+    """
+    prior = 1 / jnp.maximum(spectra, 1e-30)[:, Ball(lattice.size).shell]
+    count = len(spectra)
+    entries = {pair: data_precision(lattice, weight) for pair, weight in zip(pairs, weights.T, strict=True)}
+    h = jnp.stack([entries[i, i] for i in range(count)])
+    if len(pairs) == count:
+        return h, h / (h + prior), jnp.log1p(h / prior).sum(0)
+    whole = jnp.zeros((*prior.shape[1:], count, count)) + jnp.eye(count)
+    for (i, j), entry in entries.items():
+        scaled = entry / jnp.sqrt(prior[i] * prior[j])
+        whole = whole.at[..., i, j].add(scaled)
+        whole = whole if i == j else whole.at[..., j, i].add(scaled)
+    determined = 1 - jnp.moveaxis(jnp.diagonal(jnp.linalg.inv(whole), axis1=-2, axis2=-1), -1, 0)
+    return h, jnp.clip(determined, 0, 1), jnp.linalg.slogdet(whole)[1]
 
 
 @partial(jax.jit, static_argnames="lattice")

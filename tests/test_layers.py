@@ -25,15 +25,18 @@ LAYERS = [
         "hetmodels.model",
         "hetmodels.problem",
         "hetmodels.plain",
+        "hetmodels.polish",
         "hetmodels.posterior",
         "hetmodels.recipe",
         "hetmodels.scoring",
         "hetmodels.search",
         "hetmodels.selection",
+        "hetmodels.smooth",
         "hetmodels.testing",
     ),
     ("inference",),
     ("hetmodels.analysis",),
+    ("hetmodels.report",),
     ("hetmodels.cli",),
 ]
 

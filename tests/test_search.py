@@ -14,17 +14,17 @@ from hetmodels.data.batch import Batch
 from hetmodels.data.fields import Overrides
 from hetmodels.data.maps import read_map
 from hetmodels.data.particles import Particles
-from hetmodels.data.phantom import phantom
 from hetmodels.families.classes import Classes
 from hetmodels.families.homogeneous import Homogeneous
 from hetmodels.families.protocol import Frame
 from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.imaging.poses import PosePrior, Sphere, Tangent, shift_children, shift_lattice, step_of
-from hetmodels.imaging.rotations import geodesic, uniform
+from hetmodels.imaging.rotations import from_rotvec, geodesic, uniform
 from hetmodels.local import component_lattice, design_moments
-from hetmodels.observation import Contrast, FixedNoise, Known, Observation
+from hetmodels.observation import Contrast, FixedNoise, Known, Observation, Refined
 from hetmodels.scoring import Templates, latent_ratio
 from hetmodels.search import Search, find_poses
+from hetmodels.volumes.gaussians import Gaussians
 
 PIXEL = 10.0
 
@@ -149,10 +149,20 @@ def test_gaussian_latents_are_integrated_as_at_one_pose(contrast):
         np.testing.assert_allclose(np.asarray(found).ravel(), np.asarray(expected), rtol=1e-9, atol=1e-9)
 
 
+def lump(size):
+    """Forty blobs at random in an ellipsoid with three different axes: no symmetry, not even nearly."""
+    rng = np.random.default_rng(11)
+    centres = rng.normal(size=(40, 3))
+    centres *= rng.uniform(0, 1, (40, 1)) ** (1 / 3) / np.linalg.norm(centres, axis=1, keepdims=True)
+    centres = (centres - centres.mean(0)) * np.array([0.36, 0.27, 0.2]) * size * PIXEL
+    weights, widths = rng.uniform(0.5, 1.5, 40), np.full(40, max(size / 64, 1) * PIXEL)
+    return Gaussians(*(jnp.asarray(x, jnp.float32) for x in (centres, weights, widths)))
+
+
 def pose_set(n, size, snr, seed, sd=0.8, rotation=None, shift=None):
-    """Images of the phantom with known poses, projected analytically: maps, images, noise variance, poses."""
+    """Images of the lump with known poses, projected analytically: map, images of unit noise, poses."""
     rng = np.random.default_rng(seed)
-    volume, disc = phantom(1, size, PIXEL)[0], Disc(size)
+    volume, disc = lump(size), Disc(size)
     rotation = np.asarray(uniform(jax.random.key(seed), n)) if rotation is None else rotation
     shift = sd * PIXEL * rng.normal(size=(n, 2)) if shift is None else shift
     grid = disc.grid(PIXEL)
@@ -177,18 +187,26 @@ def search_for(values, images, how, sd=8.0, turn=None, jitter=0.0, centre=None):
     return find_poses(how, templates, batch_of(images, np.ones(images.shape)), prior_of(rows, sd), rotation, shift)
 
 
-def test_refined_grids_lose_what_they_say():
-    values, images, *_ = pose_set(40, 16, 0.05, seed=2)
-    how = Search(1, 1, 7, 2 * PIXEL, PIXEL, top=30000)
-    full = search_for(values, images, dataclasses.replace(how, kept=576, mass=1.0, bound=1e6, top=1))
-    for kept in (64, 256):
-        found = search_for(values, images, dataclasses.replace(how, kept=kept))
-        lost = 1 - np.exp(found.log_evidence - full.log_evidence)
-        assert np.all(lost > -1e-4)
-        assert lost.mean() < 1.2 * found.discarded.mean()
-        assert np.corrcoef(lost, found.discarded)[0, 1] > 0.8
+@pytest.mark.parametrize(
+    ("order", "snr", "mass", "kept"),
+    [(1, 0.05, 0.9, 576), (1, 0.05, 0.999, 64), (1, 1.0, 0.9, 64), (0, 0.3, 0.8, 72)],
+)
+def test_refined_grids_lose_no_more_than_they_say(order, snr, mass, kept):
+    lost, said = [], []
+    for seed in (2, 12):
+        values, images, *_ = pose_set(40, 16, snr, seed, sd=0.5)
+        how = Search(order, 1, 7, 2 * PIXEL, PIXEL, mass=mass, kept=kept, top=30000)
+        turn = uniform(jax.random.key(seed), 1)[0]
+        everything = dataclasses.replace(how, kept=72 * 8**order, mass=1.0, bound=1e6, top=1)
+        full = search_for(values, images, everything, sd=5.0, turn=turn)
+        found = search_for(values, images, how, sd=5.0, turn=turn)
+        lost.append(1 - np.exp(found.log_evidence - full.log_evidence))
+        said.append(found.discarded)
         np.testing.assert_allclose(found.weight.sum(1) + found.discarded, 1, atol=1e-5)
-    assert lost.mean() < 0.2
+    lost, said = np.concatenate(lost), np.concatenate(said)
+    assert lost.min() > -1e-4 and said.max() > 0.01
+    assert lost.mean() <= said.mean()
+    assert np.mean(lost <= said + 1e-3) > 0.9
 
 
 def test_splitting_everything_is_the_fine_grid():
@@ -220,25 +238,26 @@ def test_copies_of_maps_serve_their_own_images():
         np.testing.assert_allclose(found.log_evidence[c::2], alone.log_evidence[c::2], atol=2e-3)
 
 
-def test_poses_are_recovered():
-    values, images, rotation, shift = pose_set(60, 24, 1.0, seed=5)
-    how = Search(2, 2, 11, 3 * PIXEL, PIXEL, top=8)
+@pytest.mark.parametrize(("order", "snr"), [(2, 1.0), (1, 10.0)])
+def test_poses_are_recovered(order, snr):
+    values, images, rotation, shift = pose_set(60, 24, snr, seed=5)
+    how = Search(order, 4 - order, 11, 3 * PIXEL, PIXEL, top=8)
     found = search_for(values, images, how, turn=uniform(jax.random.key(0), 1)[0])
     angle = np.asarray(geodesic(found.rotation[:, 0], rotation))
     away = np.linalg.norm(found.shift[:, 0] - shift, axis=1)
-    assert np.mean(angle < step_of(2)) > 0.8
-    assert np.mean(away < PIXEL / 2) > 0.9
-    one = Search(4, 0, 11, 0.1, 1.0, top=1, reach=0.5)
-    truth = dataclasses.replace(found, rotation=rotation[:, None], shift=shift[:, None].astype(np.float32))
-    ahead = search_for(values, images, one, centre=found).log_evidence
-    ahead = ahead - search_for(values, images, one, centre=truth).log_evidence
-    assert np.mean(ahead > -4) > 0.95
-    # a finer lattice about what was found leads nearer to the truth
+    assert np.mean(angle < step_of(3)) > 0.9
+    assert np.median(angle) < 0.1 and np.mean(away < PIXEL / 2) > 0.9
+
+
+def test_a_finer_lattice_leads_nearer_to_the_truth():
+    values, images, rotation, _ = pose_set(60, 24, 1.0, seed=5)
+    how = Search(2, 2, 11, 3 * PIXEL, PIXEL, top=8)
+    found = search_for(values, images, how, turn=uniform(jax.random.key(0), 1)[0])
     local = dataclasses.replace(how, order=4, levels=1, reach=3.0, shift_radius=PIXEL / 2, shift_step=PIXEL / 4)
     near = search_for(values, images, local, centre=found)
-    finer = np.asarray(geodesic(near.rotation[:, 0], rotation))
-    assert np.mean(finer) < np.mean(angle) + 0.01
-    assert np.all(near.log_evidence > -10)
+    angle, finer = (np.asarray(geodesic(f.rotation[:, 0], rotation)) for f in (found, near))
+    good = angle < step_of(2)
+    assert np.median(finer[good]) < np.median(angle[good])
 
 
 @pytest.mark.parametrize("nominal", [0.5, 0.9])
@@ -260,6 +279,43 @@ def test_credible_sets_hold_the_truth_as_often_as_they_say(nominal):
     own = np.take_along_axis(found.weight, place[:, None], 1)[:, 0]
     covered = np.clip((nominal - before) / own, 0, 1)  # the last pose of the set is in it with the share that fits
     assert abs(covered.mean() - nominal) < 3.5 * np.sqrt(nominal * (1 - nominal) / n)
+
+
+def test_refined_poses_have_their_gaussian_prior():
+    """Of a map that says nothing the posterior is the prior, cut at 3.5 standard deviations."""
+    rows, pose = 3, Refined(rotation_sd=0.05, shift_sd=4.0, mass=1.0, kept=10**6, poses=10**6)
+    images = np.ones((rows, Disc(12).pixels), np.complex64)
+    batch = dataclasses.replace(batch_of(images, images.real), rotation=uniform(jax.random.key(0), rows),
+                                shift=jnp.asarray([[1.0, 2], [3, -4], [0, 0]]))  # fmt: skip
+    plan = pose.plan(batch, PIXEL, 0, 5).moved(jax.random.key(1))
+    family, shared = homogeneous(np.zeros((12, 12, 12), np.float32))
+    found = plan.run(Templates.of(family, shared, observation(12), jnp.ones((1, 6))), batch)
+    np.testing.assert_allclose(found.log_evidence, 0, atol=0.02)
+    angle = geodesic(found.rotation, batch.rotation[:, None])
+    away = found.shift - np.asarray(batch.shift)[:, None]
+    np.testing.assert_allclose((found.weight * angle**2).sum(1), 3 * 0.05**2, rtol=0.04)
+    np.testing.assert_allclose((found.weight[..., None] * away**2).sum(1), 4.0**2, rtol=0.04)
+    assert np.all(np.linalg.norm((found.weight[..., None] * away).sum(1), axis=1) < 0.1)
+
+
+def test_refined_poses_weigh_their_prior_against_the_image():
+    values, images, rotation, shift = pose_set(60, 24, 1.0, seed=8)
+    rng = np.random.default_rng(0)
+    turn = np.asarray(from_rotvec(0.1 * rng.normal(size=(60, 3))))
+    pose = Refined(rotation_sd=0.1, shift_sd=5.0)
+    batch = batch_of(images, np.ones(images.shape))
+    given = dataclasses.replace(batch, rotation=jnp.asarray(turn @ rotation, jnp.float32),
+                                shift=jnp.asarray(shift + 5 * rng.normal(size=(60, 2)), jnp.float32))  # fmt: skip
+    family, shared = homogeneous(values.astype(np.float32))
+    templates = Templates.of(family, shared, observation(24), jnp.ones((1, 12)))
+    plan = pose.plan(given, PIXEL, 0, 11).resolved(templates, given)
+    assert plan.search.levels > 0
+    found = plan.run(templates, given)
+    before, after = (np.asarray(geodesic(r, rotation)) for r in (given.rotation, found.rotation[:, 0]))
+    assert np.median(after) < 0.5 * np.median(before) and np.mean(after < 2 * step_of(4)) > 0.9
+    assert np.median(np.linalg.norm(found.shift[:, 0] - shift, axis=1)) < 2.0
+    tight = Refined(rotation_sd=1e-3, shift_sd=0.05).plan(given, PIXEL, 0, 11).run(templates, given)
+    assert np.max(geodesic(tight.rotation[:, 0], given.rotation)) < 0.005
 
 
 def test_children_tile_their_parents():

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 import scipy.spatial
+import scipy.spatial.distance
 import scipy.special
 import scipy.stats
 
@@ -69,23 +70,34 @@ def match_classes(assigned: np.ndarray, true: np.ndarray) -> tuple[dict[int, int
 def latent_spearman(true: np.ndarray, inferred: np.ndarray) -> float:
     """Absolute rank correlation of a true coordinate with the inferred ones.
 
-    The larger of: the best single axis; with several axes, a linear regression of the true ranks on them, fitted on
-    every other particle and read on the rest.
+    The largest of: the best single axis; with enough particles, the true ranks regressed on all axes, linearly or with
+    squares and products (a motion along a curve bends through the axes), fitted on every other particle and read on
+    the rest.
 
     Args:
         true: one coordinate per particle, (particles,).
         inferred: latents, (particles, dims).
     """
-    rank = scipy.stats.rankdata(true)
-    best = max(abs(_spearman(rank, axis)) for axis in inferred.T)
-    if inferred.shape[1] == 1 or len(true) < 4 * (inferred.shape[1] + 1):
-        return best
-    design = np.column_stack([np.ones(len(true)), inferred])
-    predicted = np.empty(len(true))
+    rank, count = scipy.stats.rankdata(true), len(true)
+    inferred = inferred[:, np.ptp(inferred, axis=0) > 0]
+    found = [abs(_spearman(rank, axis)) for axis in inferred.T]
+    if len(found) < 2:
+        return max(found, default=0.0)
+    scaled = (inferred - inferred.mean(0)) / inferred.std(0)
+    i, j = np.triu_indices(inferred.shape[1])
+    linear = np.column_stack([np.ones(count), scaled])
+    designs = [linear, np.column_stack([linear, scaled[:, i] * scaled[:, j]])]
+    found += [abs(_spearman(rank, _cross_fitted(d, rank))) for d in designs if count >= 4 * d.shape[1]]
+    return max(found)
+
+
+def _cross_fitted(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least-squares predictions of each half of the rows by the fit to the other half."""
+    predicted = np.empty(len(target))
     for part in (0, 1):
         fitted, read = slice(part, None, 2), slice(1 - part, None, 2)
-        predicted[read] = design[read] @ np.linalg.lstsq(design[fitted], rank[fitted], rcond=None)[0]
-    return max(best, abs(_spearman(rank, predicted)))
+        predicted[read] = design[read] @ np.linalg.lstsq(design[fitted], target[fitted], rcond=None)[0]
+    return predicted
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -136,6 +148,29 @@ def neighbourhood_similarity(true: np.ndarray, inferred: np.ndarray, k: int) -> 
     sets = [np.sort(scipy.spatial.cKDTree(x).query(x, k + 1)[1], axis=1) for x in (true, inferred)]
     merged = np.sort(np.concatenate(sets, axis=1), axis=1)
     return float((merged[:, 1:] == merged[:, :-1]).sum() / (k * len(true)))
+
+
+def information_imbalance(a: np.ndarray, b: np.ndarray, k: int) -> float:
+    """How far one embedding fails to tell the other: 2/N times the mean rank in b of the k nearest neighbours in a.
+
+    Near 0, at least (k+1)/N, where neighbours in a are neighbours in b; 1 where they are anywhere (Glielmo, Zeni,
+    Cheng, Csanyi and Laio 2022, PNAS Nexus 1).
+
+    Args:
+        a: (N, p).
+        b: (N, q).
+        k: neighbours, below N.
+    """
+    near = _distances(a).argsort(1, kind="stable")[:, 1 : k + 1]
+    rank = _distances(b).argsort(1, kind="stable").argsort(1)
+    return float(2 * np.take_along_axis(rank, near, axis=1).mean() / len(a))
+
+
+def _distances(x: np.ndarray) -> np.ndarray:
+    """All distances, each point before all others in its own row, (N, N)."""
+    found = scipy.spatial.distance.cdist(x, x)
+    np.fill_diagonal(found, -1)
+    return found
 
 
 def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -26,12 +26,14 @@ class ParticleMaps:
         read: gives a map by its number.
         continuous: whether each particle has a map of its own.
         classes: numbers of the class maps.
+        posterior: where the maps are from; None if from files.
     """
 
     numbers: np.ndarray
     read: Callable[[int], Map]
     continuous: bool = False
     classes: tuple[int, ...] = ()
+    posterior: Posterior | None = None
 
 
 def particle_maps(run: RunDirectory, rows: Rows | None = None) -> ParticleMaps:
@@ -61,16 +63,15 @@ def from_posterior(posterior: Posterior) -> ParticleMaps:
     family, local = posterior.family, posterior.local
     count = posterior.particles
     if local["mean"].shape[1]:
-        return ParticleMaps(
-            np.arange(count) + 1, lambda number: map_at(posterior, posterior.latent_of(number - 1)), continuous=True
-        )
+        numbers = np.arange(count) + 1
+        own = lambda number: map_at(posterior, posterior.latent_of(number - 1))  # noqa: E731
+        return ParticleMaps(numbers, own, True, posterior=posterior)
     if not hasattr(family, "grids"):
-        return ParticleMaps(np.full(count, CONSENSUS), lambda number: map_at(posterior, None))
+        return ParticleMaps(np.full(count, CONSENSUS), lambda number: map_at(posterior, None), posterior=posterior)
     nodes = family.grids(posterior.first())[0]
     classes = tuple(range(1, len(nodes) + 1))
-    return ParticleMaps(
-        local["responsibilities"].argmax(1) + 1, lambda number: map_at(posterior, nodes[number - 1]), False, classes
-    )
+    best = local["responsibilities"].argmax(1) + 1
+    return ParticleMaps(best, lambda number: map_at(posterior, nodes[number - 1]), False, classes, posterior)
 
 
 def map_at(posterior: Posterior, z: Any) -> Map:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate three conformations, fit one map and three classes, and score both."""
+    """Simulate three conformations, fit one map and three classes, score both, and report on the classes."""
     new_folder(args.output, args.overwrite)
     begun, folder = time.time(), args.output
     scores: dict[str, Any] = {}
@@ -59,6 +59,7 @@ def _steps(folder: Path, args: argparse.Namespace) -> list[list[str]]:
         ["fit", star, *classes, "-o", three, *fit],
         ["evaluate", one, "--truth", truth],
         ["evaluate", three, "--truth", truth],
+        ["analyze", three],
     ]
 
 
@@ -87,7 +88,7 @@ def in_words(folder: Path, seconds: float, scores: dict[str, Any]) -> str:
             f"probable under the classes: the data {'support' if gain > 0 else 'do not support'} them.",
             f"Everything is in {folder}/: images in particles.star, runs in homogeneous/ and classes/, "
             "their maps in volumes/.",
-            f"next: open {folder}/classes/volumes/*.mrc in ChimeraX",
+            f"next: open {folder}/classes/report.html in a browser, and {folder}/classes/volumes/*.mrc in ChimeraX",
             "next: your own images: hetmodels inspect particles.star; hetmodels fit particles.star -o run",
         ]
     )

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pose", choices=("known", "refine", "search"), default="known",
         help="the file's poses are exact, centres of a Gaussian prior, or unknown (then a map to start from is needed)",
     )  # fmt: skip
+    parser.add_argument("--symmetry", metavar="G", help="point group: C1, C4, D2, T, O, I1 … (under em)")
     parser.add_argument("--seed", type=number(int, 0), default=0, metavar="S", help="seed of all random numbers")
     parser.add_argument(
         "--halves", action=argparse.BooleanOptionalAction, default=None,
@@ -99,6 +100,7 @@ class _Job:
         self.args = args
         values = settings_of(args)
         check_prefixes(values, ("family", "engine", "pose"))
+        values |= {"pose.symmetry": args.symmetry} if args.symmetry else {}
         self.pose = settings.build(_pose_kind(args.pose), "pose", values)
         self.family = settings.build(settings.load(args.family, FAMILIES, "family"), "family", values)
         self.engine = settings.build(settings.load(args.engine, ENGINES, "engine"), "engine", values)

@@ -35,6 +35,9 @@ def _maps(family: Any) -> int:
 
 def _step_bytes(family: Any, engine: Any, pixels: int) -> int:
     """Bytes at work in a step on so many Fourier pixels of images."""
+    own = getattr(family, "pixel_bytes", None)
+    if own is not None:
+        return pixels * own()
     return pixels * PER_PIXEL * (1 + _maps(family)) // (1 if hasattr(engine, "state_bytes") else 2)
 
 

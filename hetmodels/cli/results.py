@@ -85,7 +85,11 @@ def _write_maps(
         return {}
     if hasattr(family, "grids"):
         return _write_classes(run, posterior, size, spacing, mask)
-    if family.conformation(posterior.shared_point()) is not None:
+    prior = family.conformation(posterior.shared_point())
+    if prior is not None:
+        if not isinstance(prior, dict):
+            middle = posterior.local["mean"].mean(0).reshape(prior.event_shape)
+            write_map(run.map, solvent_zero(np.asarray(posterior.volume_at(middle).density(size, spacing))), spacing)
         return {}
     joined = solvent_zero(np.asarray(posterior.volume_at().density(size, spacing)))
     write_map(run.map, joined, spacing)
@@ -111,7 +115,9 @@ def _write_classes(
     metrics = {"class_shares": [float(v) for v in shares]}
     if "half_maps" in posterior.extra:
         found = []
-        for whole, *pair in zip(maps, *posterior.extra["half_maps"], strict=True):
+        design = np.stack([np.asarray(posterior.family.design(node)) for node in nodes])
+        halves = np.einsum("nl,hlzyx->hnzyx", design, posterior.extra["half_maps"])
+        for whole, *pair in zip(maps, *halves, strict=True):
             inside = masks.from_map(whole, spacing) if mask is None else mask
             curve = half_map_fsc(solvent_zero(pair[0]), solvent_zero(pair[1]), spacing, inside).final
             found.append(curve.resolution(0.143).resolution)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hetmodels.cli.common import emit, json_option, new_folder, number
 from hetmodels.errors import UsageError
@@ -33,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--classes", action="store_true", help="the map of every class")
     which.add_argument(
         "--particles", type=rows, metavar="0,17,40", help="the map of each of these particles, counted from 0"
+    )
+    parser.add_argument(
+        "--kernel", action="store_true",
+        help="with --at: also reconstruct from the particles around each point (at_001_kernel.mrc, its half maps, and "
+        "a control from as many particles at random), which reads the images",
+    )  # fmt: skip
+    parser.add_argument(
+        "--latents-to", type=number(float, above=0), metavar="A",
+        help="with --kernel: choose particles by latents inferred from shells coarser than A Å, so that finer ones owe "
+        "nothing to the model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sd", action="store_true", help="with --at, --along, --particles: also maps of the standard deviation"
     )
     parser.add_argument("-n", type=number(int, 2), metavar="N", help="maps along the axis (default 10)")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
@@ -72,6 +85,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.n is not None and args.along is None:
         raise UsageError("volumes: -n is the number of maps along an axis; it needs --along.")
+    if args.kernel and not args.at:
+        raise UsageError("volumes: --kernel reconstructs the map at points; it needs --at Z1,Z2.")
+    if args.latents_to and not args.kernel:
+        raise UsageError("volumes: --latents-to is about the particles of --kernel; it needs that.")
+    if args.sd and args.classes:
+        raise UsageError("volumes: --sd goes with --at, --along or --particles.")
     source = RunDirectory.open(args.run_path)
     chosen = _chosen(source, args)
     folder = new_folder(args.output, args.overwrite)
@@ -80,8 +99,15 @@ def run(args: argparse.Namespace) -> int:
         write_map(folder / name, found.values, found.spacing, found.origin)
     script = folder / "volumes.cxc"
     write_text(script, chimerax(list(chosen)))
-    data = {"folder": folder, "maps": list(chosen), "script": script.name}
-    emit(args, data, f"{len(chosen)} maps in {folder}; open them with: chimerax {script}")
+    data: dict[str, Any] = {"folder": folder, "maps": list(chosen), "script": script.name}
+    text = f"{len(chosen)} maps in {folder}; open them with: chimerax {script}"
+    if args.kernel:
+        from hetmodels.cli.kernel_maps import write_kernel_maps
+
+        reports = write_kernel_maps(source, args.at, folder, args.latents_to)
+        data["kernel"] = [report.facts for report in reports]
+        text = "\n".join([text, *(report.words for report in reports)])
+    emit(args, data, text)
     return 0
 
 
@@ -89,7 +115,8 @@ def _chosen(source: RunDirectory, args: argparse.Namespace) -> Maps:
     if args.classes:
         return class_maps(source)
     if args.particles:
-        return maps_of_particles(source, args.particles)
+        found = maps_of_particles(source, args.particles)
+        return found | (particle_sd_maps(source, args.particles) if args.sd else {})
     from hetmodels.posterior import Posterior
 
     if not source.posterior.is_file():
@@ -100,7 +127,8 @@ def _chosen(source: RunDirectory, args: argparse.Namespace) -> Maps:
             f"{source.path}: --at and --along need continuous latents, which {type(posterior.family).__name__} has "
             "not. Its maps are given by --classes or --particles."
         )
-    return maps_at(posterior, args.at) if args.at else maps_along(posterior, args.along, args.n or 10)
+    points = points_at(posterior, args.at) if args.at else points_along(posterior, args.along, args.n or 10)
+    return maps_of(posterior, points) | (sd_maps_of(posterior, points) if args.sd else {})
 
 
 def class_maps(source: RunDirectory) -> Maps:
@@ -141,35 +169,31 @@ def maps_of_particles(source: RunDirectory, particles: tuple[int, ...]) -> Maps:
     return {f"particle_{p:06d}.mrc": partial(found.read, int(found.numbers[p])) for p in particles}
 
 
-def maps_at(posterior: "Posterior", points: list[tuple[float, ...]]) -> Maps:
-    """Maps at points of the latent space, at_001.mrc ….
+def points_at(posterior: "Posterior", points: list[tuple[float, ...]]) -> dict[str, Any]:
+    """Points of the latent space by the names of their maps, at_001 ….
 
     Raises:
         UsageError: if a point has not as many coordinates as the latents, or lies outside their support.
     """
-    from hetmodels.analysis.particle_maps import map_at
-
     for z in points:
         posterior.latent(z)
-    return {f"at_{i:03d}.mrc": partial(map_at, posterior, z) for i, z in enumerate(points, 1)}
+    return {f"at_{i:03d}": z for i, z in enumerate(points, 1)}
 
 
-def maps_along(posterior: "Posterior", axis: int, count: int) -> Maps:
-    """Maps along a latent axis, latent_1_00.mrc …: from the 5th to the 95th percentile of the particles.
+def points_along(posterior: "Posterior", axis: int, count: int) -> dict[str, Any]:
+    """Points along a latent axis by the names of their maps, latent_1_00 …: 5th to 95th percentile of the particles.
 
     The other coordinates stay at the particles' means.
 
     Args:
         posterior: of a family with continuous latents.
         axis: counted from 1.
-        count: number of maps, evenly spaced.
+        count: number of points, evenly spaced.
 
     Raises:
         UsageError: if there is no such axis.
     """
     import numpy as np
-
-    from hetmodels.analysis.particle_maps import map_at
 
     mean = posterior.local["mean"]
     if axis > mean.shape[1]:
@@ -178,7 +202,46 @@ def maps_along(posterior: "Posterior", axis: int, count: int) -> Maps:
     low, high = np.quantile(mean[:, axis - 1], [TAIL, 1 - TAIL])
     points[:, axis - 1] = np.linspace(low, high, count)
     name = RunDirectory("").latent_map
-    return {name(axis, i).name: partial(map_at, posterior, z) for i, z in enumerate(points)}
+    return {name(axis, i).stem: z for i, z in enumerate(points)}
+
+
+def maps_of(posterior: "Posterior", points: dict[str, Any]) -> Maps:
+    """The map at each point."""
+    from hetmodels.analysis.particle_maps import map_at
+
+    return {f"{name}.mrc": partial(map_at, posterior, z) for name, z in points.items()}
+
+
+def sd_maps_of(posterior: "Posterior", points: dict[str, Any]) -> Maps:
+    """The standard deviation of the map at each point."""
+    return {f"{name}_sd.mrc": partial(_sd_map, posterior, z) for name, z in points.items()}
+
+
+def particle_sd_maps(source: RunDirectory, particles: tuple[int, ...]) -> Maps:
+    """The standard deviation of the map of each particle, that of its latent included.
+
+    Raises:
+        UsageError: if the run has no posterior.
+    """
+    from hetmodels.posterior import Posterior
+
+    if not source.posterior.is_file():
+        raise UsageError(f"{source.path}: --sd needs posterior.nc, which the run lacks. Did it end?")
+    posterior = Posterior.load(source.posterior)
+    covariance = posterior.local["covariance"]
+    return {
+        f"particle_{p:06d}_sd.mrc": partial(_sd_map, posterior, posterior.latent_of(p), covariance[p])
+        for p in particles
+    }
+
+
+def _sd_map(posterior: "Posterior", z: Any, covariance: Any = None) -> "Map":
+    import numpy as np
+
+    from hetmodels.analysis.uncertainty import map_sd
+    from hetmodels.data.maps import Map
+
+    return Map(map_sd(posterior, z, covariance), posterior.box()[1], np.zeros(3))
 
 
 def chimerax(names: list[str]) -> str:

@@ -82,9 +82,30 @@ class Gaussian(Protocol):
         """Prior covariance of z, (dims, dims)."""
 
 
+@runtime_checkable
+class Neural(Protocol):
+    """The density is the output of a neural network, whose weights are `param` sites."""
+
+    def weights(self) -> tuple[str, ...]:
+        """Names of the sites that are weights of the network; optimisers take smaller steps along them."""
+
+
+@runtime_checkable
+class Smooth(Protocol):
+    """The latent is continuous and few, and its posterior has one mode: it is integrated by Laplace's approximation."""
+
+    def origin(self, shared: Shared) -> Any:
+        """Where the search for a particle's latent begins, in the form of z."""
+
+
 def framed(family: Any, frame: Frame) -> Any:
-    """The family laid out on the data's grid, if it asks for one and has none yet."""
+    """The family laid out on the data's grid, if it asks for one and has none yet.
+
+    By its own method `laid_out(frame)` where it has one, else by setting its field `frame`.
+    """
     if getattr(family, "frame", frame) is None:
+        if hasattr(family, "laid_out"):
+            return family.laid_out(frame)
         return dataclasses.replace(family, frame=frame)
     return family
 

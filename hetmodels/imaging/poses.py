@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.imaging.rotations import from_rotvec, geodesic, healpix_directions
+from hetmodels.imaging.symmetry import elements, log_share
 from hetmodels.tree import pytree, static
 
 _HALVES = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]) / 4
@@ -45,6 +46,11 @@ class RotationGrid(Protocol):
 def step_of(order: int) -> float:
     """Angle between neighbours of a grid [rad]: 60 degrees / 2^order, as RELION counts orders."""
     return np.pi / 3 / 2**order
+
+
+def nearest_order(angle: float) -> int:
+    """The order, 0 at least, whose step is nearest to an angle [rad]."""
+    return max(0, round(np.log2(np.pi / 3 / angle)))
 
 
 def finest_order(limit: int) -> int:
@@ -166,6 +172,23 @@ def _directions(order: int) -> np.ndarray:
     return np.stack([ct * cr, ct * sr, -st, -sr, cr, zero, st * cr, st * sr, ct], -1).reshape(-1, 3, 3)
 
 
+def asymmetric_cells(grid: Sphere, turn: Array, prior: "PosePrior", block: int) -> np.ndarray:
+    """Numbers of the cells that a prior looks at, filled up to a multiple of `block` by those nearest to them.
+
+    Args:
+        grid: the grid.
+        turn: what it is turned by, (1, 3, 3).
+        prior: says the symmetry.
+        block: so that few different numbers of cells occur.
+    """
+    if len(elements(prior.symmetry)) == 1:
+        return np.arange(grid.cells)
+    share = prior.log_rotation(grid.rotation(jnp.arange(grid.cells)[None], turn), grid)[0]
+    order = np.argsort(~np.isfinite(np.asarray(share)), kind="stable")
+    count = int(np.isfinite(np.asarray(share)).sum())
+    return order[: min(grid.cells, -(-count // block) * block)]
+
+
 def shift_lattice(radius: float, step: float) -> np.ndarray:
     """Shifts on a square lattice inside a circle about zero, float64 (shifts, 2), in the unit of the arguments."""
     line = np.arange(-int(radius / step + 1e-9), int(radius / step + 1e-9) + 1)
@@ -188,17 +211,25 @@ class PosePrior:
         shift: centre of the shifts [Å], (rows, 2).
         rotation_sd: spread per axis [rad]; infinite for uniform rotations.
         shift_sd: spread per axis [Å].
+        symmetry: point group that makes rotations alike; where they are uniform, one of each is looked at.
+        margin: by how much more than the smallest angle it may turn, see `symmetry.log_share`; infinite if the
+            rotations looked at are one of each anyway.
     """
 
     rotation: Array
     shift: Array
     rotation_sd: float = static()
     shift_sd: float = static()
+    symmetry: str = static(default="C1")
+    margin: float = static(default=np.inf)
 
     def log_rotation(self, rotation: Array, grid: RotationGrid) -> Array:
         """Log prior mass of cells, (rows, cells), from their centres (rows, cells, 3, 3)."""
+        order = len(elements(self.symmetry))
+        if np.isinf(self.rotation_sd) and order > 1 and np.isfinite(self.margin):
+            return grid.log_volume + log_share(rotation, self.symmetry, self.margin)
         if np.isinf(self.rotation_sd):
-            return jnp.full(rotation.shape[:-2], grid.log_volume, rotation.dtype)
+            return jnp.full(rotation.shape[:-2], grid.log_volume + np.log(order), rotation.dtype)
         angle = geodesic(rotation, self.rotation[:, None])
         peak = np.log(8 * np.pi**2) - 1.5 * np.log(2 * np.pi * self.rotation_sd**2)
         return grid.log_volume + peak - 0.5 * (angle / self.rotation_sd) ** 2

@@ -119,3 +119,23 @@ def test_pair_scores_repeat_and_match_single_scores():
         assert area == pytest.approx(fsc.area(fsc.cryobench_curve(maps[m], truths[s], mask), 16), abs=1e-12)
         assert resolution == pytest.approx(fsc.fsc(maps[m], truths[s], 2.0, mask).resolution(0.5).resolution)
     assert fourier.check_map(maps[1]) is maps[1]
+
+
+def test_latent_spearman_follows_a_bent_curve():
+    rng = np.random.default_rng(3)
+    true = rng.uniform(-1, 1, size=2000)
+    arc = np.column_stack([np.sin(2.2 * true), np.cos(2.2 * true)]) + 0.02 * rng.standard_normal((2000, 2))
+    turn = np.array([[0.8, 0.6], [-0.6, 0.8]])
+    best_axis = max(abs(np.corrcoef(np.argsort(np.argsort(true)), a)[0, 1]) for a in (arc @ turn).T)
+    assert metrics.latent_spearman(true, arc @ turn) > 0.97 > best_axis
+    assert metrics.latent_spearman(true, rng.standard_normal((2000, 4))) < 0.08
+
+
+def test_information_imbalance_of_equal_nested_and_unrelated_embeddings():
+    rng = np.random.default_rng(4)
+    plane, other = rng.uniform(size=(800, 2)), rng.uniform(size=(800, 2))
+    assert metrics.information_imbalance(plane, 3 * plane - 1, 5) == pytest.approx(6 / 800)
+    assert metrics.information_imbalance(plane, other, 5) == pytest.approx(1, abs=0.06)
+    to_axis = metrics.information_imbalance(plane, plane[:, :1], 1)
+    back = metrics.information_imbalance(plane[:, :1], plane, 1)
+    assert to_axis < 0.1 < 0.3 < back  # the plane tells its axis, the axis does not tell the plane

@@ -47,3 +47,14 @@ def test_weighting_alone_is_the_reference_correlation():
     power = fourier.shell_sum(abs(fourier.forward(weighted)) ** 2, fourier.shell_index(SIZE), 24)
     reference = fourier.shell_sum(abs(fourier.forward(falling(0.0))) ** 2, fourier.shell_index(SIZE), 24)
     np.testing.assert_allclose(power[:22] / reference[:22], 2 * half[:22] / (1 + half[:22]), rtol=1e-5)
+
+
+def test_two_regions_of_two_bfactors_are_told_apart():
+    """Each half of the map has a fall-off of its own; the fit inside a mask of each finds it."""
+    x = np.arange(SIZE) - SIZE // 2
+    soft = 1 / (1 + np.exp(-x / 1.0))
+    both = falling(60.0, 2) * soft + falling(180.0, 3) * (1 - soft)
+    for sign, bfactor in ((1, 60.0), (-1, 180.0)):
+        side = 0.5 - 0.5 * np.cos(2 * np.pi * np.clip((sign * x - 4) / 20, 0, 1))  # a window without side lobes
+        fit = sharpening.guinier_fit(both * side, curve(np.ones(24)), low=12.0, high=3.6)
+        assert fit.bfactor == pytest.approx(bfactor, abs=8.0)

@@ -17,7 +17,8 @@ def test_json_is_one_document_and_the_words_say_what_is_in_it(tmp_path, capsys):
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert set(found) == {"folder", "seconds", "homogeneous", "classes"}
-    assert "[6/6] hetmodels evaluate" in err
+    assert "[7/7] hetmodels analyze" in err
+    assert (tmp_path / "demo" / "classes" / "report.html").stat().st_size > 1e6
     for run in ("homogeneous", "classes"):
         assert (tmp_path / "demo" / run / "volumes" / "map.mrc").exists()
         assert json.loads((tmp_path / "demo" / run / "metrics.json").read_text()) == found[run]
@@ -29,6 +30,7 @@ def test_json_is_one_document_and_the_words_say_what_is_in_it(tmp_path, capsys):
         f"{found['classes']['ari']:.2f}",
         f"{abs(gain):.1f} nats",
         f"Everything is in {tmp_path / 'demo'}/",
+        "classes/report.html in a browser",
     ):
         assert value in words
     assert main(["demo", "-o", str(tmp_path / "demo"), "-n", "400"]) == 2

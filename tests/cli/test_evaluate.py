@@ -8,7 +8,7 @@ import pytest
 import starfile
 from scipy.spatial.transform import Rotation
 
-from hetmodels.analysis import evaluation, fourier, fsc, metrics
+from hetmodels.analysis import evaluation, fourier, fsc, map_scores, metrics
 from hetmodels.analysis.particle_maps import solvent_zero
 from hetmodels.analysis.rows import Rows
 from hetmodels.cli import main
@@ -87,6 +87,9 @@ def test_perfect_classes_in_another_order_reach_the_ceiling(tmp_path, truth, cap
     mean = sum(states().values()) / 3
     floor = np.mean([fsc.area(fsc.cryobench_curve(mean, v), SIZE) for v in states().values()])
     assert found["fsc_auc_floor"] == pytest.approx(floor, abs=1e-5) and floor < 0.43
+    assert found["fsc_auc_true_mean"] == pytest.approx(floor, abs=1e-5)
+    for name in ("fsc_auc_masked", "fsc_auc_per_conformation"):
+        assert found[name] == pytest.approx(found[f"{name}_ceiling"], abs=1e-4) and found[f"{name}_floor"] < 0.43
     assert found["rotation_error_deg"] == pytest.approx(0.0, abs=1e-4)
     assert found["latent_spearman"] is None and found["resolution_0143"] is None
     assert set(evaluation.NAMES) <= set(found)
@@ -112,6 +115,7 @@ def test_homogeneous_run_in_a_smaller_box_with_halves_and_mask(tmp_path, truth, 
     assert found["resolution_05"] == pytest.approx(np.median(target), rel=1e-4)
     write_map(tmp_path / "mask.mrc", np.ones((12,) * 3), 4.0)
     masked = scored(capsys, run.path, "--truth", truth, "--mask", tmp_path / "mask.mrc")
+    assert "fsc_auc_masked" in found and "fsc_auc_masked" not in masked
     assert masked["fsc_auc_per_image"] == pytest.approx(found["fsc_auc_per_image"], abs=1e-5)
     write_map(tmp_path / "mask.mrc", np.ones((16,) * 3), 3.0)
     assert main(["evaluate", str(run.path), "--truth", str(truth), "--mask", str(tmp_path / "mask.mrc")]) == 1
@@ -128,6 +132,7 @@ def test_latents_are_scored_in_their_own_gauge(tmp_path, truth, capsys):
     assert found["latent_spearman"] == pytest.approx(metrics.latent_spearman(LATENT, mean[:, None]), abs=1e-6)
     assert found["coverage_50"] == pytest.approx(0.5, abs=0.16) and found["coverage_90"] == pytest.approx(0.9, abs=0.1)
     assert found["neighbourhood_similarity"] >= 1.0
+    assert 0 < found["information_imbalance_latent_to_true"] < 0.5 > found["information_imbalance_true_to_latent"]
     assert found["fsc_auc_per_image"] == found["fsc_auc_floor"]
     assert main(["evaluate", str(run.path), "--truth", str(truth)]) == 0
     assert "the consensus map stands for every particle" in capsys.readouterr().out
@@ -200,7 +205,7 @@ class Steps:
 
 @pytest.mark.parametrize("images", [90, 30])
 def test_each_particle_with_latents_has_the_map_of_its_posterior(tmp_path, truth, capsys, monkeypatch, images):
-    monkeypatch.setattr(evaluation, "IMAGES", images)
+    monkeypatch.setattr(map_scores, "IMAGES", images)
     run = make_run(tmp_path / "run", pd.DataFrame(angles() | {"hetLatent1": STATE - 1.0}), {})
     shared = {"states": np.stack(list(states().values()))[None, None]}
     local = {"mean": STATE[:, None] - 1.0}
@@ -212,5 +217,6 @@ def test_each_particle_with_latents_has_the_map_of_its_posterior(tmp_path, truth
     mean = sum(maps.values()) / 3
     floor = np.mean([fsc.area(fsc.cryobench_curve(mean, v), SIZE) for v in states().values()])
     assert found["fsc_auc_floor"] == pytest.approx(floor, abs=1e-4) and floor < own - 0.01
+    assert found["fsc_auc_per_conformation"] == pytest.approx(own, abs=1e-4)
     main(["evaluate", str(run.path), "--truth", str(truth)])
     assert ("of 30 particles" in capsys.readouterr().out) == (images == 30)

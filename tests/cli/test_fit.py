@@ -238,23 +238,45 @@ def test_mask(folder, capsys):
     assert "--mask" in fit(folder, capsys, "--mask", mask, "--no-halves", run="x", status=2)
 
 
-SLOW = [("classes", "mcmc"), ("classes", "svi")]
+FAST = [("classes", "em"), ("classes", "map"), ("subspace", "em"), ("neural_field", "svi"), ("normal_modes", "map")]
 PAIRS = [
-    pytest.param(family, engine, marks=[pytest.mark.slow] * ((family, engine) in SLOW))
+    pytest.param(
+        family, engine, marks=[pytest.mark.slow] * (not (lacks or family == "homogeneous" or (family, engine) in FAST))
+    )
     for family, row in table().items()
-    for engine in row
+    for engine, lacks in row.items()
 ]
+FAMILIES = {
+    "subspace": ["--set", "family.dims=1"],
+    "neural_field": "--set family.dims=1 --set family.hidden=16 --set family.layers=1".split(),
+    "normal_modes": ["--set", "family.dims=1"],
+}
+GIVEN = {"homogeneous": "em", "classes": "em", "subspace": "em", "neural_field": "svi"}  # for what mcmc cannot draw
+
+
+@pytest.fixture(scope="module")
+def helix(folder):
+    """C-alpha atoms of a helix of 40 residues."""
+    path, angle = folder / "helix.pdb", np.deg2rad(100.0) * np.arange(40)
+    centres = np.stack([2.3 * np.cos(angle), 2.3 * np.sin(angle), 1.5 * np.arange(40)], axis=1)
+    rows = [
+        f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00           C"
+        for i, (x, y, z) in enumerate(centres, 1)
+    ]
+    path.write_text("\n".join([*rows, "END"]) + "\n")
+    return path
 
 
 @pytest.mark.parametrize(("family", "engine"), PAIRS)
-def test_every_engine_of_the_table(folder, capsys, family, engine):
+def test_every_engine_of_the_table(folder, helix, capsys, family, engine):
     lacks = table()[family][engine]
-    words = ["--family", family, "--engine", engine, *ENGINES[engine], "--overwrite"]
-    if family == "homogeneous" and engine == "mcmc":
-        words += ["--given", folder / "base"]
-    if family == "classes" and engine == "mcmc":
-        fit(folder, capsys, "--family", "classes", *SHORT, run="three")
-        words += ["--given", folder / "three"]
+    own = [*FAMILIES.get(family, []), *(["--set", f"family.structure={helix}"] * (family == "normal_modes"))]
+    words = ["--family", family, *own, "--engine", engine, *ENGINES[engine], "--overwrite"]
+    if engine == "mcmc" and lacks is None and family in GIVEN:
+        first = GIVEN[family]
+        fit(folder, capsys, "--family", family, *own, "--engine", first, *ENGINES[first], "--no-halves", "--overwrite",
+            run="first")  # fmt: skip
+        words += ["--given", folder / "first"]
     if lacks is not None:
         assert lacks in fit(folder, capsys, *words, run="x", status=2)
         return

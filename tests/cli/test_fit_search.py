@@ -1,11 +1,15 @@
 """`hetmodels fit --pose search`: a table without poses, a map to start from, poses in the table that comes back."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hetmodels.analysis.fsc import fsc
 from hetmodels.cli import main
+from hetmodels.data.maps import read_map
 from hetmodels.data.metadata import read_metadata
 from hetmodels.imaging.rotations import geodesic
 
@@ -71,3 +75,25 @@ def test_what_the_table_said_is_kept(simulated: Path, tmp_path: Path) -> None:
     assert main([str(w) for w in ["fit", simulated, "-o", run, *words]]) == 0
     text = (run / "particles.star").read_text()
     assert all(f"_hetInput{name[4:]}" in text for name in POSE)
+
+
+@pytest.mark.slow
+def test_relion_reconstructs_our_map_from_our_poses(tmp_path: Path) -> None:
+    if shutil.which("relion_reconstruct") is None:
+        pytest.skip("needs relion_reconstruct on the path")
+    star, run = tmp_path / "a.star", tmp_path / "run"
+    words = "--phantom 1 --box 32 --pixel 6 -n 400 --shift-sd 5 --snr 5 --defocus 8000:16000"
+    assert main(["simulate", str(star), *words.split()]) == 0
+    words = f"--pose search --reference {star.with_suffix('.truth') / 'state_001.mrc'} --ini-high 30 --set pose.poses=4"
+    words += " --set engine.iterations=4 --set pose.shift_range=3 --set pose.shift_step=1.5"
+    assert main(["fit", str(star), "-o", str(run), *words.split()]) == 0
+    (tmp_path / "run.star").write_text((run / "particles.star").read_text())
+    done = subprocess.run(["relion_reconstruct", "--i", "run.star", "--o", "theirs.mrc", "--ctf"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs, ours = (read_map(path)[0] for path in (tmp_path / "theirs.mrc", run / "volumes" / "map.mrc"))
+    halves = [read_map(run / "volumes" / f"half{i}.mrc")[0] for i in (1, 2)]
+    # beyond it the two programs weigh noise differently, also at poses that are known
+    shell = int(np.argmin(np.append(fsc(*halves, 6.0).correlation[1:] > 0.8, False)))
+    assert shell >= 11
+    assert fsc(ours, theirs, 6.0).correlation[1 : shell + 1].min() > 0.95

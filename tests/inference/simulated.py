@@ -14,6 +14,7 @@ from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.initial import first_spectra
 from hetmodels.observation import Known, Observation, Radial
 from hetmodels.problem import ParticleProblem
+from hetmodels.volumes.gaussians import Gaussians
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,14 +27,25 @@ class Simulated:
     noise_sd: float
 
 
+def uneven(size, pixel, seed=11):
+    """Forty blobs at random in an ellipsoid with three different axes: no symmetry, not even nearly."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, 3))
+    centres *= rng.uniform(0, 1, (40, 1)) ** (1 / 3) / np.linalg.norm(centres, axis=1, keepdims=True)
+    centres = (centres - centres.mean(0)) * np.array([0.36, 0.27, 0.2]) * size * pixel
+    weights, widths = rng.uniform(0.5, 1.5, 40), np.full(40, max(size / 64, 1) * pixel)
+    return Gaussians(*(jnp.asarray(x, jnp.float32) for x in (centres, weights, widths)))
+
+
 def rotations(rng, n):
     q, _ = np.linalg.qr(rng.normal(size=(n, 3, 3)))
     return q * np.linalg.det(q)[:, None, None]
 
 
-def simulated(n=400, size=16, pixel=12.0, snr=0.2, states=1, seed=0, contrast_sd=0.0, ctf=True, shuffled=False):
+def simulated(n=400, size=16, pixel=12.0, snr=0.2, states=1, seed=0, contrast_sd=0.0, ctf=True, shuffled=False,
+              volumes=None):  # fmt: skip
     rng = np.random.default_rng(seed)
-    volumes, disc = phantom(states, size, pixel), Disc(size)
+    volumes, disc = volumes or phantom(states, size, pixel), Disc(size)
     rotation, shift = rotations(rng, n), rng.normal(size=(n, 2)) * 0.7 * pixel
     transfer = Ctf.ideal(n)
     if ctf:

@@ -50,7 +50,7 @@ def apart(a, b):
         MAP(),
         MAP(batch_size=100, iterations=800, learning_rate=0.05),
         Moments(batch_size=150),
-        SVI(guide=AutoDelta, batch_size=150, iterations=600),
+        SVI(guide=AutoDelta, batch_size=150, iterations=300),
     ],
     ids=["map on all data", "map in batches", "moments", "svi with a point"],
 )
@@ -62,7 +62,7 @@ def test_maps_are_less_than_a_percent_from_em(task, reference, engine):
 
 
 def test_the_mean_of_a_normal_guide_is_the_map_of_em(task, reference):
-    engine = SVI(batch_size=150, iterations=1500, draws=1000)
+    engine = SVI(batch_size=150, iterations=500, draws=1000)
     result = run(engine, task, key=jax.random.key(1))
     # the mean of 1000 draws is off by the posterior's own spread over sqrt(1000)
     spread = np.linalg.norm(result.draws["map"].std((0, 1))) / np.linalg.norm(reference)

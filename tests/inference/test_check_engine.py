@@ -1,15 +1,14 @@
 """Every engine finds a posterior known in closed form, and a killed run goes on as if nothing had happened."""
 
-import dataclasses
-
 import jax
 import pytest
-from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
+from numpyro.infer.autoguide import AutoMultivariateNormal
 from plain import SCHOOLS, eight_schools
 
 from hetmodels.plain import PlainProblem
 from inference.em import EM
 from inference.engine import run
+from inference.guides import Point
 from inference.map import MAP
 from inference.mcmc import MCMC
 from inference.moments import Moments
@@ -21,7 +20,7 @@ GOOD = [
     Moments(batch_size=20),
     MAP(),
     MAP(learning_rate=0.1),
-    SVI(guide=AutoDelta, iterations=800),
+    SVI(guide=Point(), iterations=800),
     SVI(guide=AutoMultivariateNormal, iterations=1500, learning_rate=0.05, draws=1000),
     SVI(iterations=1500, learning_rate=0.05, draws=1000),
     MCMC(draws=500, warmup=300, chains=2),
@@ -46,9 +45,8 @@ class Hidden(SVI):
     calls: list[int] = []
 
     def step(self, key, problem, state, batch):
-        state, info = super().step(key, problem, state, batch)
         self.calls.append(1)
-        return dataclasses.replace(state, inner=state.inner._replace(rng_key=jax.random.key(len(self.calls)))), info
+        return super().step(jax.random.key(len(self.calls)), problem, state, batch)
 
 
 def test_a_biased_engine_is_caught():
@@ -68,7 +66,7 @@ def images():
 
 @pytest.mark.parametrize(
     "engine",
-    [MAP(batch_size=20, iterations=30), SVI(batch_size=20, iterations=30, draws=3), EM(iterations=3, batch_size=20)],
+    [MAP(batch_size=20, iterations=30), SVI(batch_size=20, iterations=10, draws=3), EM(iterations=3, batch_size=20)],
     ids=repr,
 )
 def test_a_run_killed_inside_a_pass_goes_on(images, engine):

@@ -45,6 +45,9 @@ def test_each_failure_is_told_with_its_numbers():
     assert any(t.startswith("R-hat is above 1.01") and "most for apart" in t for t in text)
     assert any("(bulk) is below 400" in t and "raise draws" in t for t in text)
     assert any(t.startswith("7 of 2000 transitions diverged") for t in text)
+    assert not any("tree depth" in t for t in text)
+    deep = posterior({"mu": normal()}, stats={"reached_max_treedepth": np.arange(2000).reshape(4, 500) < 30})
+    assert [t[:54] for t in diagnostics.warnings(deep)] == ["30 of 2000 trajectories reached the largest tree depth"]
     assert any("missing information" in t for t in text) and any("time budget" in t for t in text)
 
 

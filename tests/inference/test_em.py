@@ -15,7 +15,8 @@ from hetmodels.families.homogeneous import Homogeneous
 from hetmodels.observation import Contrast, Outliers
 from inference.em import EM
 from inference.engine import run
-from inference.fitting import _noise_of
+from inference.fitting import _noise_of, fit
+from inference.updates import matched
 
 FIXED = {"learn_spectrum": False, "learn_noise": False, "tolerance": -1.0, "mixture_tolerance": -1.0}
 
@@ -171,3 +172,37 @@ def test_a_window_does_not_empty_the_first_guess_of_the_noise():
     state = run(engine, task, key=jax.random.key(0)).state
     local = task.infer(jax.random.key(0), engine.draw(None, task, state), task.batch(np.arange(200)))
     assert np.mean(np.asarray(local.outlier) > 0.5) < 0.2
+
+
+def test_a_hierarchical_prior_learns_how_far_classes_differ():
+    """Three states that share a body: the differences keep their power, and held-out images are predicted better."""
+    made = simulated(n=1200, size=16, snr=0.1, states=3, seed=1)
+    score, power = [], []
+    for hierarchical in (False, True):
+        family = Classes(classes=3, hierarchical=hierarchical)
+        result = fit(family, made.particles, EM(iterations=25), key=jax.random.key(1))
+        rows = [row["objective"] for row in result.trace]
+        assert min(np.diff(rows[9:])) > 0
+        score.append(result.local["log_evidence"][result.local["held_out"]].mean())
+        maps = result.shared["maps"][0, 0]
+        power.append(((maps - maps.mean(0)) ** 2).sum())
+    true = ((made.truth - made.truth.mean(0)) ** 2).sum()
+    assert score[1] > score[0] and 0.5 < power[1] / true < 1.2
+
+
+def test_classes_of_half_sets_are_matched():
+    rng = np.random.default_rng(0)
+    common, own = rng.normal(size=(4, 4, 4)), rng.normal(size=(3, 4, 4, 4))
+    order = np.array([2, 0, 1])
+    halves = jnp.asarray(np.stack([common + 0.3 * own, (common + 0.3 * own)[order]]))
+    np.testing.assert_array_equal(order[matched(halves, 3)], [0, 1, 2])
+    both = jnp.concatenate([jnp.zeros((2, 1, 4, 4, 4)), halves], axis=1)  # a common map stays first
+    np.testing.assert_array_equal(matched(both, 3), [0, *(1 + matched(halves, 3))])
+
+
+def test_half_sets_that_begin_at_random_join_to_the_same_classes():
+    made = simulated(n=1600, size=16, snr=0.3, states=2, seed=0)
+    result = fit(Classes(classes=2), made.particles, EM(iterations=12), key=jax.random.key(0), halves=True)
+    rows = [row["objective"] for row in result.trace]
+    assert rows[-1] > rows[-4] - 0.01 * abs(rows[-4])  # joining the halves costs nothing
+    assert ari(result.local["responsibilities"].argmax(1), made.states) > 0.8

@@ -40,7 +40,8 @@ def test_eight_schools(schools):
 
 
 def test_statistics_are_those_that_arviz_reads(schools):
-    assert set(schools.stats) == {"diverging", "acceptance_rate", "n_steps", "energy", "lp", "step_size"}
+    known = {"diverging", "acceptance_rate", "n_steps", "energy", "lp", "step_size", "reached_max_treedepth"}
+    assert set(schools.stats) == known and not schools.stats["reached_max_treedepth"].any()
     assert all(value.shape == (4, 1000) for value in schools.stats.values())
     assert schools.stats["diverging"].mean() < 0.01
     assert az.bfmi(schools.stats["energy"]).min() > 0.5

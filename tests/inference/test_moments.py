@@ -86,7 +86,7 @@ def test_the_spectrum_is_found(data, task):
 
 
 def test_what_it_cannot_do_is_refused_in_words(data):
-    assert "has some (Gridded or Gaussian)" in Moments.lacks(Classes)
+    assert "no discrete states" in Moments.lacks(Classes)
     assert "protocol Linear" in Moments.lacks(lambda data: None)
     assert "family.order=1" in Moments.lacks(Homogeneous(order=3))
     with pytest.raises(UsageError, match="no junk component"):

@@ -1,0 +1,120 @@
+"""A mean map and a few maps of motion about it: probabilistic principal component analysis of volumes."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+
+from hetmodels.families.protocol import Frame, Shared, need_frame
+from hetmodels.imaging.ball import Ball
+from hetmodels.tree import pytree, static
+from hetmodels.volumes.voxels import Voxels
+
+_SHARE = 0.05  # first guess: all components together have this part of the map's power
+
+
+@pytree
+class Subspace:
+    """V = V_0 + sum_j z_j V_j with z ~ N(0, I) (Tagare 2015, J. Struct. Biol. 191), maps with spectra of their own.
+
+    The components are defined up to a rotation of the latent coordinates. `canonical` takes the one in which they
+    are orthogonal, the strongest first.
+
+    Attributes:
+        dims: number of latent coordinates, which is the number of components.
+        order: interpolation order of the slices, 1 (trilinear) or 3 (cubic).
+        frame: box and pixel size, set by `fit`.
+
+    Raises:
+        ValueError: if there is no latent coordinate.
+    """
+
+    dims: int = static(default=4)
+    order: int = static(default=1)
+    frame: Frame | None = static(default=None)
+
+    def __post_init__(self) -> None:
+        if self.dims < 1:
+            raise ValueError(f"Subspace: dims must be at least 1, got {self.dims}; without motion use homogeneous.")
+
+    def shared(self) -> Shared:
+        """Sites `map_white`, `components_white`, and the params `map_tau2` and `components_tau2`.
+
+        Returns `map` (N, N, N), `components` (dims, N, N, N) and their spectra (shells,) and (dims, shells).
+        """
+        frame = need_frame(self)
+        ball, power = Ball(frame.size), jnp.asarray(frame.power)
+        positive = dist.constraints.positive
+        tau2 = numpyro.param("map_tau2", power, constraint=positive)
+        share = jnp.tile(_SHARE / self.dims * power, (self.dims, 1))
+        own = numpyro.param("components_tau2", share, constraint=positive)
+        normal = dist.Normal(0, 1)
+        white = numpyro.sample("map_white", normal.expand([ball.coordinates]).to_event(1))
+        whites = numpyro.sample("components_white", normal.expand([self.dims, ball.coordinates]).to_event(2))
+        mean = numpyro.deterministic("map", ball.colour(white, tau2))
+        components = numpyro.deterministic("components", ball.colour(whites, own))
+        return {"map": mean, "components": components, "map_tau2": tau2, "components_tau2": own}
+
+    def conformation(self, shared: Shared) -> dist.Distribution:
+        """Standard normal latent coordinates, (dims,)."""
+        return dist.Normal(0, 1).expand([self.dims]).to_event(1)
+
+    def volume(self, shared: Shared, z: Array) -> Voxels:
+        """The map at latent coordinates z (dims,); the mean map at z = 0."""
+        moved = jnp.tensordot(z, shared["components"], 1)
+        return Voxels(shared["map"] + moved, need_frame(self).spacing, self.order)
+
+    def components(self, shared: Shared) -> Array:
+        """The mean map, then the components, (1 + dims, N, N, N)."""
+        return jnp.concatenate([shared["map"][None], shared["components"]])
+
+    def spectra(self, shared: Shared) -> Array:
+        """Prior variance per shell of the mean and of each component, (1 + dims, shells)."""
+        return jnp.concatenate([shared["map_tau2"][None], shared["components_tau2"]])
+
+    def design(self, z: Array) -> Array:
+        """(1, z)."""
+        return jnp.concatenate([jnp.ones(1, z.dtype), z])
+
+    def latent_covariance(self, shared: Shared) -> Array:
+        """The identity."""
+        return jnp.eye(self.dims)
+
+    def updated(self, shared: Shared, components: Array, spectra: Array, occupancy: Array) -> Shared:
+        """Shared values after an M-step; see `Linear`."""
+        return {
+            "map": components[0],
+            "components": components[1:],
+            "map_tau2": spectra[0],
+            "components_tau2": spectra[1:],
+        }
+
+    def sites(self, shared: Shared) -> Shared:
+        """Values of the sites that give these shared values."""
+        ball = Ball(need_frame(self).size)
+        return {
+            "map_white": ball.whiten(shared["map"], shared["map_tau2"]),
+            "components_white": ball.whiten(shared["components"], shared["components_tau2"]),
+            "map_tau2": shared["map_tau2"],
+            "components_tau2": shared["components_tau2"],
+        }
+
+    def from_maps(self, maps: Array) -> Array:
+        """Components that start from maps: the mean, and components if there are more than one; else 0."""
+        missing = jnp.zeros((1 + self.dims - len(maps), *maps.shape[1:]), maps.dtype)
+        return jnp.concatenate([maps, missing])
+
+    def canonical(self, shared: Shared) -> Shared:
+        """The same distribution of maps with orthogonal components, the strongest first, each with a sum not below 0.
+
+        The latent coordinates turn along; their prior stays. A turned component has the variance of the sum that it
+        is.
+        """
+        flat = np.asarray(shared["components"], np.float64).reshape(self.dims, -1)
+        _, vectors = np.linalg.eigh(flat @ flat.T)
+        turn = vectors[:, ::-1].T
+        turn = turn * np.where((turn @ flat).sum(1) < 0, -1.0, 1.0)[:, None]
+        components = jnp.asarray(turn @ flat, jnp.float32).reshape(shared["components"].shape)
+        spectra = jnp.asarray(turn**2 @ np.asarray(shared["components_tau2"], np.float64), jnp.float32)
+        return shared | {"components": components, "components_tau2": spectra}
