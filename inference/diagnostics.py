@@ -31,6 +31,7 @@ ESS = 100  # of each chain, likewise
 BFMI = 0.3
 DEEPEST = 0.01  # of the trajectories
 EVIDENCE_SE = 0.5  # nats
+GAP = 1.0  # nats per particle
 _FEWEST = 4
 
 
@@ -116,6 +117,12 @@ def warnings(posterior: Posterior) -> list[str]:
         found.append(
             f"The log evidence of {poor} of {len(se)} particles has a Monte-Carlo standard error above {EVIDENCE_SE} "
             "nats: their latents have a shape that the proposal misses; do not rely on their held-out scores."
+        )
+    gap = posterior.extra.get("amortization_gap", np.empty(0))
+    if len(gap) and gap.mean() > GAP:
+        found.append(
+            f"The encoder's q loses {gap.mean():.1f} nats per particle against the best of its kind: latents are less "
+            "certain than they look; train for more passes (engine.iterations) or with a larger encoder."
         )
     return found
 

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     probability = number(float, 0, 1)
     rules.add_argument("--min-probability", type=probability, metavar="P", help="least probability of the class")
     rules.add_argument("--max-outlier", type=probability, metavar="P", help="largest probability of being an outlier")
+    rules.add_argument(
+        "--rows", type=Path, metavar="FILE", help="rows of the table, from 0, one to a line, as the report saves them"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.star or OUT.cs")
     parser.add_argument("--keep-columns", action="store_true", help="keep the columns that the run added or changed")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -179,8 +182,12 @@ def chosen_rules(args: argparse.Namespace) -> list[Callable[[Source], np.ndarray
     if args.max_outlier is not None:
         rules.append(lambda source: _required(source, "OutlierProbability") <= args.max_outlier)
     rules += [_axis_rule(axis, span) for axis, span in enumerate(args.box_in_latent or [], 1)]
+    if args.rows is not None:
+        rules.append(lambda source: _in_file(source, args.rows))
     if not rules:
-        raise UsageError("select: say which particles: --class, --box-in-latent, --min-probability or --max-outlier.")
+        raise UsageError(
+            "select: say which particles: --class, --box-in-latent, --min-probability, --max-outlier or --rows."
+        )
     return rules
 
 
@@ -199,6 +206,19 @@ def _axis_rule(axis: int, span: Span) -> Callable[[Source], np.ndarray]:
         return (values >= span[0]) & (values <= span[1])
 
     return inside
+
+
+def _in_file(source: Source, path: Path) -> np.ndarray:
+    try:
+        rows = np.array([int(word) for word in path.read_text(encoding="utf-8").split()], int)
+    except ValueError as error:
+        raise DataError(f"{path}: it must hold row numbers, one to a line ({error}).") from None
+    if not len(rows) or rows.min() < 0 or rows.max() >= len(source):
+        found = f"{rows.min()} to {rows.max()}" if len(rows) else "none"
+        raise DataError(
+            f"{path}: row numbers must be from 0 to {len(source) - 1}, as {source.path} has; found {found}."
+        )
+    return np.isin(np.arange(len(source)), rows)
 
 
 def _required(source: Source, name: str) -> np.ndarray:

@@ -81,6 +81,7 @@ def point(text: str) -> tuple[float, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Write the maps and the script."""
+    from hetmodels.analysis.masks import automatic_threshold
     from hetmodels.data.maps import write_map
 
     if args.n is not None and args.along is None:
@@ -93,12 +94,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("volumes: --sd goes with --at, --along or --particles.")
     source = RunDirectory.open(args.run_path)
     chosen = _chosen(source, args)
-    folder = new_folder(args.output, args.overwrite)
+    folder, level = new_folder(args.output, args.overwrite), 0.0
     for name, make in chosen.items():
         found = make()
         write_map(folder / name, found.values, found.spacing, found.origin)
+        level = level or automatic_threshold(found.values)
     script = folder / "volumes.cxc"
-    write_text(script, chimerax(list(chosen)))
+    write_text(script, chimerax(list(chosen), level))
     data: dict[str, Any] = {"folder": folder, "maps": list(chosen), "script": script.name}
     text = f"{len(chosen)} maps in {folder}; open them with: chimerax {script}"
     if args.kernel:
@@ -244,10 +246,10 @@ def _sd_map(posterior: "Posterior", z: Any, covariance: Any = None) -> "Map":
     return Map(map_sd(posterior, z, covariance), posterior.box()[1], np.zeros(3))
 
 
-def chimerax(names: list[str]) -> str:
-    """A ChimeraX script that opens maps at the same contour; several appear one at a time, chosen by a slider."""
+def chimerax(names: list[str], level: float) -> str:
+    """A ChimeraX script that opens maps at the same density; several appear one at a time, chosen by a slider."""
     ids = f"#1-{len(names)}" if len(names) > 1 else "#1"
-    lines = [*(f"open {name}" for name in names), f"volume {ids} sdLevel 3 step 1", "view"]
+    lines = [*(f"open {name}" for name in names), f"volume {ids} level {level:.4g} step 1", "view"]
     if len(names) > 1:
         lines += ["color bymodel", f"mseries slider {ids}"]
     return "\n".join(lines) + "\n"

@@ -86,6 +86,18 @@ def test_rules(tmp_path, capsys, rules, expected):
     assert rows(out) == expected
 
 
+def test_rows_of_a_file(tmp_path, capsys):
+    _, run = run_folder(tmp_path)
+    file, out = tmp_path / "rows.txt", tmp_path / "out.star"
+    file.write_text("4\n0\n2\n")
+    assert select(capsys, run, "--rows", file, "-o", out)[0] == 0 and rows(out) == [0, 2, 4]
+    assert select(capsys, run, "--rows", file, "--class", 1, "-o", out, "--overwrite")[0] == 0 and rows(out) == [0, 2]
+    for text, message in (("6\n", "found 6 to 6"), ("", "found none"), ("two\n", "must hold row numbers")):
+        file.write_text(text)
+        status, _, err = select(capsys, run, "--rows", file, "-o", tmp_path / "none.star")
+        assert status == 1 and message in err
+
+
 def test_the_original_rows_come_back(tmp_path, capsys):
     source, run = run_folder(tmp_path)
     out = tmp_path / "out.star"

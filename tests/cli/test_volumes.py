@@ -47,9 +47,10 @@ def test_classes_and_particles(run, tmp_path, capsys):
 
 
 def test_script_opens_every_map():
-    script = chimerax(["a.mrc", "b.mrc"]).splitlines()
+    script = chimerax(["a.mrc", "b.mrc"], 0.25).splitlines()
+    assert "volume #1-2 level 0.25 step 1" in script  # one density for all, not one share of each
     assert [s for s in script if s.startswith("open")] == ["open a.mrc", "open b.mrc"]
-    assert "mseries slider #1-2" in script and "mseries" not in chimerax(["a.mrc"])
+    assert "mseries slider #1-2" in script and "mseries" not in chimerax(["a.mrc"], 0.25)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,12 @@ def test_uncertain_evidence_is_told():
     assert "2 of 4 particles" in diagnostics.warnings(point)[0]
 
 
+def test_a_poor_encoder_is_told():
+    for gap, told in ((np.full(5, 0.4), False), (np.array([0.2, 4.0, 3.0]), True)):
+        found = Posterior(None, {"a": np.zeros((1, 1))}, True, extra={"amortization_gap": gap})
+        assert any("encoder" in text for text in diagnostics.warnings(found)) == told
+
+
 def test_maps_count_by_a_power_that_no_relabelling_changes():
     maps = normal((4, 20, 2, 8, 8, 8)).astype(np.float32)
     weights = np.broadcast_to(np.array([0.3, 0.7]), (4, 20, 2))
