@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LONG = "04_hinge.py", "05_tail.py"  # three engines to compile for each
+EXAMPLES = [
+    pytest.param(script, marks=[pytest.mark.slow] * (script.name in LONG), id=script.name)
+    for script in sorted((ROOT / "examples").glob("*.py"))
+]
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", EXAMPLES)
 def test_example_runs_at_tiny_size(script, tmp_path):
     assert script.read_text(encoding="utf-8").count("\n") <= 80
     words = [sys.executable, str(script), "--smoke"]

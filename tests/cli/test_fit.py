@@ -238,7 +238,7 @@ def test_mask(folder, capsys):
     assert "--mask" in fit(folder, capsys, "--mask", mask, "--no-halves", run="x", status=2)
 
 
-FAST = [("classes", "em"), ("classes", "map"), ("subspace", "em"), ("neural_field", "svi"), ("normal_modes", "map")]
+FAST = [("classes", "em"), ("classes", "map"), ("subspace", "em"), ("neural_field", "svi")]
 PAIRS = [
     pytest.param(
         family, engine, marks=[pytest.mark.slow] * (not (lacks or family == "homogeneous" or (family, engine) in FAST))

@@ -166,6 +166,7 @@ def information(problem, shared, z):
     return fisher + np.diag(1 / (SPREAD * np.asarray(family.softness)) ** 2)
 
 
+@pytest.mark.slow
 def test_collapsed_likelihood_agrees_with_importance_sampling(known):
     problem, shared, _ = known
     batch = problem.whole()

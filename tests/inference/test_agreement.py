@@ -61,6 +61,7 @@ def test_maps_are_less_than_a_percent_from_em(task, reference, engine):
     assert np.array_equal(found["map_tau2"], task.given["map_tau2"])
 
 
+@pytest.mark.slow
 def test_the_mean_of_a_normal_guide_is_the_map_of_em(task, reference):
     engine = SVI(batch_size=150, iterations=500, draws=1000)
     result = run(engine, task, key=jax.random.key(1))

@@ -103,6 +103,7 @@ def test_em_rises_from_the_moment_solution(swing):
     assert value[-1] > value[0]
 
 
+@pytest.mark.slow
 def test_all_resolutions_hold_more_of_the_motion_than_the_lowest(swing):
     made, task, shared = swing
     _, axes = directions(made.truth)

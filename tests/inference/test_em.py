@@ -174,6 +174,7 @@ def test_a_window_does_not_empty_the_first_guess_of_the_noise():
     assert np.mean(np.asarray(local.outlier) > 0.5) < 0.2
 
 
+@pytest.mark.slow
 def test_a_hierarchical_prior_learns_how_far_classes_differ():
     """Three states that share a body: the differences keep their power, and held-out images are predicted better."""
     made = simulated(n=1200, size=16, snr=0.1, states=3, seed=1)

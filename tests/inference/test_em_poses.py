@@ -115,6 +115,7 @@ def test_search_needs_a_map_to_start_from():
         fit(Homogeneous(), data.particles, EM(iterations=1), key=jax.random.key(0), pose=Unknown())
 
 
+@pytest.mark.slow
 def test_refined_poses_come_nearer_to_the_truth_and_sharpen_the_map():
     data = simulated(n=300, size=16, pixel=12.0, snr=1.0, seed=4)
     rng = np.random.default_rng(0)
@@ -143,6 +144,7 @@ def symmetric_beads(size, pixel, name):
     return Gaussians(*(jnp.asarray(v, jnp.float32) for v in (copies, weights, np.full(len(copies), pixel))))
 
 
+@pytest.mark.slow
 def test_symmetry_is_worth_as_many_images_as_it_has_elements():
     molecule = symmetric_beads(16, 12.0, "C3")
     data = simulated(n=60, size=16, pixel=12.0, snr=0.05, seed=5, volumes=(molecule,))

@@ -59,6 +59,7 @@ def test_latents_are_calibrated_where_the_maps_are_true(fitted, swing):
         assert (distance < chi2.ppf(level, 2)).mean() == pytest.approx(level, abs=0.02)
 
 
+@pytest.mark.slow
 def test_map_finds_no_better_map_than_em(swing, fitted):
     """Gradients on the same collapsed density, started at EM's answer with its spectra given, stay there."""
     made = swing[0]
@@ -76,6 +77,7 @@ def test_components_need_poses_or_a_start(swing):
         fit(Subspace(dims=1), made.particles, EM(), key=jax.random.key(0), halves=True)
 
 
+@pytest.mark.slow
 def test_a_start_from_the_mean_map_gets_components(swing):
     made, mean, _, directions = swing
     result = fit(Subspace(dims=1), made.particles, EM(iterations=6), key=jax.random.key(0), start=mean[None])

@@ -78,6 +78,7 @@ def test_replicates_of_a_function_have_its_predictive_moments():
     assert abs(value.mean() - 1) < 0.1 and abs(value.std() - np.sqrt(4.25)) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [
