@@ -38,6 +38,7 @@ def test_poses_leave_the_grid_for_the_truth_and_their_errors_are_as_said():
     assert 3.5 < np.median(chi2) < 6.5  # the median of that law is 4.35
 
 
+@pytest.mark.slow
 def test_a_narrow_prior_holds_poses():
     values, images, rotation, shift = pose_set(8, SIZE, 2.0, seed=9, sd=0.3)
     rng = np.random.default_rng(1)

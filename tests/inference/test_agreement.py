@@ -104,6 +104,7 @@ def check_chains(task, engine, errors):
     return mode, ratio
 
 
+@pytest.mark.slow
 def test_chains_agree_with_the_mode_on_a_small_box():
     task = fixed(n=40, size=8, pixel=24.0, snr=0.1)
     check_chains(task, MCMC(draws=400, warmup=300, chains=2, block=100), errors=4.0)
