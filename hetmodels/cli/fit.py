@@ -121,6 +121,8 @@ class _Job:
                 "fit: --starts is for families with classes that start at random (--family classes); leave out "
                 "--starts, or --start and --reference."
             )
+        if args.starts > 1 and hasattr(self.engine, "kept"):
+            raise UsageError(f"fit: {args.engine} starts several chains itself (engine.chains); leave out --starts.")
         if args.ini_high and not args.reference:
             raise UsageError("fit: --ini-high is the low-pass of --reference; give a map, or leave it out.")
         if args.pose == "search" and not (args.start or args.reference):

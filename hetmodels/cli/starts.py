@@ -35,11 +35,11 @@ def fit_starts(args: argparse.Namespace, folder: RunDirectory, problem: tuple, o
             spent = time.monotonic() - begun
             budget = None if args.budget is None else max(args.budget - spent, 1e-3)
             found.append(_one(args, folder, problem, options, place, (number, rows, budget)))
-            if args.starts > 1:
-                found[-1].save(saved)
-        rows += len(found[-1].trace)
         if not found[-1].provenance.get("complete", True):
             return found[-1]
+        if args.starts > 1 and not saved.exists():
+            found[-1].save(saved)
+        rows += len(found[-1].trace)
     return found[0] if args.starts == 1 else _best(found)
 
 

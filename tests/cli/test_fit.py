@@ -198,6 +198,27 @@ def test_several_starts_are_compared_and_the_best_is_kept(folder, capsys):
     assert "--starts" in fit(folder, capsys, "--starts", 2, run="x", status=2)
 
 
+def test_a_start_that_was_cut_is_gone_on_with(folder, capsys):
+    words = ["--family", "classes", "--set", "engine.anneal=1", "--set", "engine.iterations=3", "--starts", 2]
+    whole = fit(folder, capsys, *words, run="uncut")
+    cut = fit(folder, capsys, *words, "--budget", 1e-3, run="cut")
+    assert not cut["complete"] and "starts_best" not in cut
+    while not cut["complete"]:
+        cut = fit(folder, capsys, *words, "--budget", 1e-3, "--resume", run="cut")
+    assert cut["starts_objective"] == whole["starts_objective"]
+    assert "engine.chains" in fit(folder, capsys, *words[:2], "--engine", "mcmc", "--starts", 2, run="x", status=2)
+
+
+def test_symmetry_is_kept_by_the_map_and_refused_where_it_would_not_be(folder, capsys):
+    fit(folder, capsys, *SHORT, "--no-halves", "--symmetry", "C2", run="c2")
+    values = the_map(folder, "c2")[:, 1:, 1:]  # on the centre: half a turn about z reverses x and y
+    plain = the_map(folder, "base")[:, 1:, 1:]
+    apart = [np.linalg.norm(v - v[:, ::-1, ::-1]) / np.linalg.norm(v) for v in (values, plain)]
+    assert apart[0] < 0.3 * apart[1]
+    assert "C1 … C60" in fit(folder, capsys, "--symmetry", "X9", run="x", status=2)
+    assert "choose em" in fit(folder, capsys, "--symmetry", "C2", "--engine", "map", run="x", status=2)
+
+
 def test_box_and_holdout(folder, capsys):
     found = fit(folder, capsys, "--box", 12, "--holdout", 0.3, "--no-halves", *SHORT, "--overwrite")
     assert (found["box"], found["pixel"]) == (12, 16.0)
