@@ -15,7 +15,7 @@ from hetmodels.plain import PlainProblem, Sites
 from hetmodels.tree import pytree
 from inference.engine import run
 from inference.map import MAP
-from inference.sites import Rows, compiled, need_given, refuse, settings, split_arrays, values
+from inference.sites import Batched, Rows, compiled, need_given, refuse, settings, split_arrays, values
 
 _PROBES = 16
 Gradient = Callable[[Sites, Any], Sites]
@@ -84,7 +84,7 @@ class SGMCMCState:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SGMCMC:
+class SGMCMC(Batched):
     """Chains on mini-batches from the mode, with control variates (Baker et al. 2019, Stat. Comput. 29).
 
     The gradient on a batch is taken relative to that at the mode, so that near it batches hardly differ; numbers are
@@ -119,16 +119,6 @@ class SGMCMC:
             raise ValueError(f"SGMCMC: step_size must lie between 0 and 1, got {self.step_size}.")
 
     __repr__ = settings
-
-    @property
-    def whole(self) -> bool:
-        """Whether a step sees all data."""
-        return self.batch_size is None
-
-    @property
-    def shuffle(self) -> bool:
-        """Batches are drawn anew in each pass."""
-        return not self.whole
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:

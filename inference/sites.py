@@ -125,11 +125,26 @@ def latent_free(model: Any) -> bool | None:
     return found[0] is None
 
 
-class ByGradients:
+class Batched:
+    """What engines have in common that take a batch in each step, or all data; a base of their dataclasses."""
+
+    batch_size: int | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step sees all data."""
+        return self.batch_size is None
+
+    @property
+    def shuffle(self) -> bool:
+        """Batches are drawn anew in each pass."""
+        return not self.whole
+
+
+class ByGradients(Batched):
     """What engines have in common that climb by gradients, batch by batch; a base of their dataclasses."""
 
     iterations: int | None
-    batch_size: int | None
     learning_rate: float | None
     optimiser: optax.GradientTransformation | None
 
@@ -147,16 +162,6 @@ class ByGradients:
             )
         if self.optimiser is not None and self.learning_rate is not None:
             raise ValueError(f"{name}: the optimiser brings its own learning rate; give one of the two.")
-
-    @property
-    def whole(self) -> bool:
-        """Whether a step sees all data."""
-        return self.batch_size is None
-
-    @property
-    def shuffle(self) -> bool:
-        """Batches are drawn anew in each pass."""
-        return not self.whole
 
     def steps_per_pass(self, problem: PlainProblem) -> int:
         """Batches of a pass."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetmodels.cli.common import emit, json_option
+from hetmodels.cli.run_folder import particles_of
 from hetmodels.errors import DataError, UsageError
 from hetmodels.run_directory import RunDirectory, write_text
 
 if TYPE_CHECKING:
     from hetmodels.analysis.image_check import ImageCheck
     from hetmodels.analysis.leakage import Leakage
-    from hetmodels.data.particles import Particles
     from hetmodels.posterior import Posterior
     from hetmodels.report.source import Sampler, Source
 
@@ -122,22 +122,6 @@ def _images(
         return str(error), None
     rows = int(ROWS * min(1.0, (_QUICK / particles.size) ** 3))
     return check, leakage(posterior, particles, rows=max(rows, _FEWEST))
-
-
-def particles_of(folder: RunDirectory, datadir: Path | None = None) -> "Particles":
-    """The particles of a run, opened as the fit did.
-
-    Raises:
-        DataError: if they cannot be opened any more.
-    """
-    from hetmodels.cli import fit, parse
-    from hetmodels.cli.common import open_particles
-
-    words = ["--config", str(folder.config), "-o", str(folder.path)] + (
-        [] if datadir is None else ["--datadir", str(datadir)]
-    )
-    options = parse("fit", fit, words)
-    return open_particles(options).with_holdout(options.holdout)
 
 
 def _star_text(folder: RunDirectory, particles: int) -> str | None:

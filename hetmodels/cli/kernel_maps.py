@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hetmodels.cli.run_folder import particles_of
 from hetmodels.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from hetmodels.analysis.kernel import KernelMap
-    from hetmodels.data.particles import Particles
     from hetmodels.posterior import Posterior
 
 
@@ -61,14 +61,6 @@ def write_kernel_maps(
             write_map(folder / f"at_{number:03d}_kernel{suffix}.mrc", solvent_zero(values), particles.spacing)
         reports.append(_report(number, found, posterior, z, coarse))
     return reports
-
-
-def particles_of(source: RunDirectory) -> "Particles":
-    """The particles of a run, opened again as its config.toml says."""
-    from hetmodels.cli import fit, parse
-    from hetmodels.cli.common import open_particles
-
-    return open_particles(parse("fit", fit, ["--config", str(source.config)]))
 
 
 def _report(

@@ -5,12 +5,15 @@ import contextlib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hetmodels.cli.config import options_table, read_config, to_toml, write_config
 from hetmodels.cli.machine import OPTIONS
 from hetmodels.errors import UsageError
 from hetmodels.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from hetmodels.data.particles import Particles
 
 _FREE = ("particles", "datadir", "output", *OPTIONS)  # may change when a run goes on; the data hash stands for the data
 _FIRST = (".lock", "run.log", "trace.jsonl", "volumes", "checkpoint")  # what a run makes before it has any result
@@ -104,3 +107,19 @@ def _sweep(folder: RunDirectory) -> None:
 
 def _temporary(path: Path) -> bool:
     return path.is_file() and ".tmp" in path.suffixes
+
+
+def particles_of(folder: RunDirectory, datadir: Path | None = None) -> "Particles":
+    """The particles of a run, opened as the fit did.
+
+    Raises:
+        DataError: if they cannot be opened any more.
+    """
+    from hetmodels.cli import fit, parse
+    from hetmodels.cli.common import open_particles
+
+    words = ["--config", str(folder.config), "-o", str(folder.path)] + (
+        [] if datadir is None else ["--datadir", str(datadir)]
+    )
+    options = parse("fit", fit, words)
+    return open_particles(options).with_holdout(options.holdout)

@@ -1,4 +1,4 @@
-"""A known structure that moves along its normal modes: per-particle amplitudes with a Gaussian prior (HEMNMA)."""
+"""A known structure that moves along its normal modes: per-particle amplitudes with a Gaussian prior."""
 
 import dataclasses
 from functools import lru_cache
