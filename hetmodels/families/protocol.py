@@ -44,7 +44,11 @@ class Family(Protocol):
 
 @runtime_checkable
 class Linear(Family, Protocol):
-    """The image is linear in maps: slice of sum_l b_l X_l, with weights b(z)."""
+    """The image is linear in maps: slice of sum_l b_l X_l, with weights b(z).
+
+    A family may also have `from_maps(maps)`, the components that start from one map or several (else one map serves
+    for all), and `canonical(shared)`, shared values of the same distribution in a stated gauge.
+    """
 
     def components(self, shared: Shared) -> Array:
         """The maps X_l, (components, N, N, N)."""

@@ -1,31 +1,14 @@
 import numpy as np
-import numpyro.distributions as dist
 import pytest
+from planes import Plane
 
 from hetmodels.analysis.agreement import agreements
 from hetmodels.families import Classes, Homogeneous
 from hetmodels.families.protocol import Frame
 from hetmodels.posterior import Posterior
-from hetmodels.tree import pytree
-from hetmodels.volumes.voxels import Voxels
 
 SIZE, N = 16, 60
 FRAME = Frame(SIZE, 3.0, (1.0,) * 8)
-
-
-@pytree
-class Plane:
-    """A mean map to which two others are added."""
-
-    def shared(self):
-        return {}
-
-    def conformation(self, shared):
-        return dist.Normal(0, 1).expand([2]).to_event(1)
-
-    def volume(self, shared, z):
-        maps = shared["maps"]
-        return Voxels(maps[0] + z[0] * maps[1] + z[1] * maps[2], 3.0)
 
 
 def maps(seed, count=3):

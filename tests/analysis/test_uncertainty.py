@@ -5,16 +5,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
+from planes import Plane
 
 from hetmodels.analysis.uncertainty import map_sd
 from hetmodels.errors import UsageError
 from hetmodels.families import Homogeneous
 from hetmodels.imaging.ball import Ball
 from hetmodels.posterior import Posterior
-from hetmodels.tree import pytree
-from hetmodels.volumes.voxels import Voxels
 from inference import Moments
 from inference.engine import run
 from inference.fitting import local_posterior
@@ -24,20 +22,6 @@ from simulated import problem, simulated  # noqa: E402
 
 SIZE = 12
 MAPS = np.random.default_rng(0).normal(size=(3, SIZE, SIZE, SIZE)).astype(np.float32)
-
-
-@pytree
-class Plane:
-    """A mean map to which two others are added."""
-
-    def shared(self):
-        return {}
-
-    def conformation(self, shared):
-        return dist.Normal(0, 1).expand([2]).to_event(1)
-
-    def volume(self, shared, z):
-        return Voxels(shared["maps"][0] + z[0] * shared["maps"][1] + z[1] * shared["maps"][2], 3.0)
 
 
 def posterior(draws):
