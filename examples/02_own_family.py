@@ -54,19 +54,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that it works")
     smoke = parser.parse_args().smoke
-    count, passes = (40, 5) if smoke else (1000, 40)
+    count, passes, box = (30, 5, 16) if smoke else (1000, 40, 32)
+    pixel = 256.0 / box
 
-    states = phantom(5, 32, 8.0)
+    states = phantom(5, box, pixel)
     with tempfile.TemporaryDirectory() as folder:
         views = random_views(np.random.default_rng(0), count, Microscope())
-        made = simulate(Path(folder) / "p.star", states, views, Recording(32, 8.0, snr=0.2), seed=0)
+        made = simulate(Path(folder) / "p.star", states, views, Recording(box, pixel, snr=0.2), seed=0)
         truth = read_star(made.truth / "truth.star")["particles"]["_hetTrueState"].to_numpy().astype(int)
         middle = states[2]
         scaled = Gaussians(middle.centres, middle.weights * made.scale, middle.widths)
         posterior = fit(Swing(scaled), Particles.open(made.star), SVI(iterations=passes), key=jax.random.key(0))
 
     angle = posterior.local["mean"][:, 0]
-    print("axis", np.round(posterior.shared["axis"].ravel(), 2))
+    axes = posterior.shared["axis"].reshape(-1, 3)  # draws of it
+    unit = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    print("axis", np.round(unit.mean(0), 2), "+-", np.round(unit.std(0), 2))
     for state in np.unique(truth):
         print(f"state {state}: mean angle {np.rad2deg(angle[truth == state].mean()):6.1f} degrees")
 

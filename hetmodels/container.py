@@ -48,8 +48,9 @@ class Axes:
         self.components = jax.eval_shape(family.components, shared).shape[0] if hasattr(family, "components") else 0
         self.component = "class" if self.node == "class" and self.nodes == self.components else "component"
         self.mean_first = hasattr(family, "latent_covariance")
-        rows = np.arange(len(next(iter(local.values()), ())))
-        held = local.get("held_out", np.zeros(len(rows), bool)).astype(bool)
+        split = local.get("held_out", posterior.extra.get("constant_data/held_out"))
+        rows = np.arange(len(next(iter(local.values()), () if split is None else split)))
+        held = np.zeros(len(rows), bool) if split is None else np.asarray(split).astype(bool)
         checked = np.asarray(posterior.extra.get("constant_data/checked", np.empty(0, int)))
         self.rows = {PARTICLE: rows, TRAINING: rows[~held], HELD_OUT: rows[held], CHECKED: checked}
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, Shared, need_frame
+from hetmodels.families.protocol import Gaussian, Gridded, Moving, Shared, need_frame, shown
 from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.observation import Contrast, Observation, marginal_ratio, split_junk
@@ -89,13 +89,13 @@ def component_lattice(family: Any) -> Lattice:
 
 def centred_images(batch: Batch, observation: Observation) -> Array:
     """Images moved so that the particle is centred; the likelihood does not change, noise is white in phase."""
-    points = observation.disc.grid(observation.spacing).points
+    points = observation.disc.grid(observation.spacing).points.astype(batch.shift.dtype)
     return batch.images * jnp.conj(phase_ramp(points, batch.shift))
 
 
 def component_slices(lattice: Lattice, table: Array, batch: Batch, observation: Observation) -> tuple[Array, Cells]:
     """Slices of the components at the file's poses, before CTF: complex (rows, pixels, components)."""
-    points = observation.disc.grid(observation.spacing).points
+    points = observation.disc.grid(observation.spacing).points.astype(batch.rotation.dtype)
     cells = lattice.cells(batch.rotation, points, batch.stretch)
     return lattice.gather(table, cells), cells
 
@@ -104,8 +104,13 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def mixing_pairs(family: Any, shared: Shared) -> Pairs:
-    """Pairs (l <= m) of components that can both be in one particle: each with itself where nodes are exclusive."""
+    """Pairs (l <= m) of components whose weights meet at a Fourier voxel: both in one particle, at one placement.
+
+    Each with itself only where nodes are exclusive or the components move apart.
+    """
     count = family.components(shared).shape[0]
+    if isinstance(family, Moving):
+        return tuple((i, i) for i in range(count))
     every = tuple((i, j) for i in range(count) for j in range(i, count))
     if isinstance(family, Gaussian) or not isinstance(family, Gridded):
         return every
@@ -285,7 +290,7 @@ def image_design(
 ) -> tuple[Design, Array]:
     """Design moments of a batch at known poses, from the maps themselves; also the pixel variance."""
     lattice = component_lattice(family)
-    table = lattice.table(family.components(shared))
+    table = lattice.table(shown(family, shared))
     slices, _ = component_slices(lattice, table, batch, observation)
     variance = observation.pixel_variance(noise, batch.group)
     images = centred_images(batch, observation)
@@ -298,6 +303,10 @@ def collapsed_ratio(
     family: Any, shared: Shared, batch: Batch, observation: Observation, noise: Array, junk: Array | None
 ) -> Array:
     """log p(y | shared) - log p(y | noise only) with latents, contrast and junk integrated, (rows,)."""
+    if isinstance(family, Moving):
+        from hetmodels.moving import moving_ratio  # which needs what stands above
+
+        return moving_ratio(family, shared, batch, observation, noise, junk)
     design, variance = image_design(family, shared, batch, observation, noise)
     return split_junk(design.log_ratio, observation, batch, variance, junk)[0]
 
@@ -306,6 +315,10 @@ def exact_local(
     family: Any, shared: Shared, batch: Batch, observation: Observation, noise: Array, junk: Array | None
 ) -> Local:
     """The posterior of a linear family's latents at known poses, in closed form."""
+    if isinstance(family, Moving):
+        from hetmodels.moving import moving_local
+
+        return moving_local(family, shared, batch, observation, noise, junk)
     design, variance = image_design(family, shared, batch, observation, noise)
     total, clean = split_junk(design.log_ratio, observation, batch, variance, junk)
     return Local(

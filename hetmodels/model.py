@@ -27,6 +27,7 @@ from hetmodels.families.protocol import Gaussian, Gridded, Linear, Shared, Smoot
 from hetmodels.imaging.grids import Grid, phase_ramp
 from hetmodels.local import collapsed_ratio
 from hetmodels.observation import Observation, marginal_ratio, split_junk
+from hetmodels.pose_sum import summed_ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,10 @@ class Observed:
         return self.observation.pixel_variance(self.noise, self.batch.group)
 
     def posed(self) -> Batch:
-        """The batch at poses drawn from their prior: sites `pose_…`, if there are any."""
+        """The batch at poses drawn from their prior: sites `pose_…`, if there are any and they are not summed over."""
         batch, pose = self.batch, self.observation.pose
+        if batch.poses is not None:
+            return batch
         latents = pose_latents(self.observation)
         if not latents:
             return batch
@@ -107,14 +110,15 @@ def render(volume: Any, data: Observed, pose: dict[str, Array]) -> Array:
     """
     batch, obs = data.batch, data.observation
     points = obs.disc.grid(obs.spacing).points
-
+    lattice = obs.disc if obs.axes_kept else None
     own = isinstance(volume, PerParticle)
 
     def one(z: tuple[Any, ...], latents: dict[str, Array], rotation: Array, shift: Array, stretch: Array) -> Array:
         rotation, shift = obs.pose.place(latents, rotation, shift)
         seen = jnp.einsum("mi,ij->mj", points, stretch, precision=jax.lax.Precision.HIGHEST)
         density = volume.build(*z) if own else volume
-        return density.project(rotation, Grid(seen, obs.disc.size, obs.spacing)) * phase_ramp(points, shift)
+        grid = Grid(seen, obs.disc.size, obs.spacing, lattice)
+        return density.project(rotation, grid) * phase_ramp(points, shift)
 
     z = volume.latents if own else ()
     return batch.ctf * jax.vmap(one)(z, pose, batch.rotation, batch.shift, batch.stretch)
@@ -138,22 +142,24 @@ def image_ratio(data: Observed, model: Array) -> Array:
 def observe(name: str, volume: Any, data: Observed) -> None:
     """Condition on the batch's images, inside `data.plate()`.
 
-    The factor is log p(y | …) relative to noise of the reference spectrum alone, a constant of the data.
+    The factor is log p(y | …) relative to noise of the reference spectrum alone, a constant of the data. The images
+    before contrast and noise are the deterministic site `<name>_model`.
 
     Args:
         name: name of the site.
         volume: a Volume common to all particles, or the result of `per_particle`.
         data: what the model function received.
     """
-    numpyro.factor(name, image_ratio(data, render(volume, data, pose_latents(data.observation))))
+    model = numpyro.deterministic(f"{name}_model", render(volume, data, pose_latents(data.observation)))
+    numpyro.factor(name, image_ratio(data, model))
 
 
 def generative(family: Any) -> Callable[[Observed], None]:
     """The NumPyro model of a family, a function of the observed batch.
 
     Latents that the family's structure allows to integrate exactly (`Gridded`, `Gaussian`) are integrated at every
-    pose, those of a `Smooth` family by Laplace's approximation together with the pose; all others, poses among them,
-    are sample sites inside the plate.
+    pose, the poses being summed where the batch brings a few of each image (`Batch.poses`); those of a `Smooth` family
+    by Laplace's approximation together with the pose; all others, poses among them, are sample sites inside the plate.
     """
 
     def model(data: Observed) -> None:
@@ -161,7 +167,8 @@ def generative(family: Any) -> Callable[[Observed], None]:
         if integrable(family, shared):
             with data.plate():
                 batch = data.posed()
-                ratio = collapsed_ratio(family, shared, batch, data.observation, data.noise, data.junk)
+                integral = collapsed_ratio if batch.poses is None else summed_ratio
+                ratio = integral(family, shared, batch, data.observation, data.noise, data.junk)
                 numpyro.factor("images", ratio + data.observation.zero_ratio(batch.images, data.variance))
             return
         if isinstance(family, Smooth):

@@ -150,6 +150,8 @@ class Unknown:
         perturb: turn and move the grid at random, anew in each batch.
         symmetry: point group of the particle, see `hetmodels.imaging.symmetry`; of alike poses one is looked for.
         polish: Newton steps by which the likeliest pose leaves the grid in the results (`hetmodels.polish`).
+        direction_counts: learn the density of viewing directions over 48 cells, with so many particles per cell
+            counted beforehand; it stays even if none. Under em.
         spacing: pixel size [Å], set by `fit`.
 
     Raises:
@@ -169,6 +171,7 @@ class Unknown:
     perturb: bool = True
     symmetry: str = "C1"
     polish: int = 0
+    direction_counts: float | None = None
     spacing: float | None = None
 
     placed = False
@@ -178,6 +181,8 @@ class Unknown:
             raise ValueError(f"Unknown: order must lie in 0 … 5 and oversampling in 0 … 4, got {self!r}.")
         if not (self.shift_step > 0 and self.shift_sd > 0 and self.shift_range >= 0):
             raise ValueError(f"Unknown: shift_step and shift_sd must be positive, shift_range not negative: {self!r}.")
+        if self.direction_counts is not None and not self.direction_counts > 0:
+            raise ValueError(f"Unknown: direction_counts must be positive, got {self.direction_counts}.")
         _check_counts(self)
 
     def framed(self, spacing: float) -> "Unknown":
@@ -218,7 +223,8 @@ class Unknown:
 
     def table(self, problem: Any) -> PoseTable:
         """An empty table for the particles of a problem."""
-        return PoseTable.empty(problem, self.top, self.oversampling)
+        table = PoseTable.empty(problem, self.top, self.oversampling)
+        return table.learned(np.zeros(0, int), self.symmetry, self.direction_counts)
 
     def refresh(self, key: Array | None, templates: Any, batch: Batch, table: PoseTable, copy: Array | None) -> Any:
         """Search the poses of a batch: `hetmodels.search.Candidates`.
@@ -236,6 +242,7 @@ class Unknown:
         levels, index = int(table.levels), np.asarray(batch.index)
         plan = self.plan(batch, templates.observation.spacing, levels, int(table.limit))
         near = self.order + levels >= self.local and bool(np.all(table.weight[index, 0] > 0))
+        plan = plan.seen_from(table.directions)
         plan = about_last(plan, table, batch, self.oversampling) if near else plan
         plan = plan.moved(key) if self.perturb and key is not None else plan
         return plan.resolved(templates, batch).run(templates, batch, copy)
@@ -327,6 +334,7 @@ class Observation:
         groups: number of noise groups.
         particles: number of particles a full pass counts, the size of the plate.
         pose, noise, contrast, outliers: the choices.
+        axes_kept: whether no particle's stretch mixes kx and ky, as anisotropic magnification does.
     """
 
     disc: Disc
@@ -337,6 +345,7 @@ class Observation:
     noise: Any = Radial()
     contrast: Contrast | None = None
     outliers: Outliers | None = None
+    axes_kept: bool = False
 
     def pixel_variance(self, noise: Array, group: Array) -> Array:
         """Variance of each stored pixel, (rows, pixels), from (groups, shells)."""

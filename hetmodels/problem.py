@@ -17,7 +17,8 @@ from numpyro.distributions import biject_to
 from hetmodels.data.batch import Batch
 from hetmodels.data.particles import Particles
 from hetmodels.errors import UsageError
-from hetmodels.families.protocol import Linear
+from hetmodels.families.protocol import Linear, Moving
+from hetmodels.imaging.poses import Support
 from hetmodels.laplace import Weighted, integrate, maximum
 from hetmodels.local import Local, exact_local
 from hetmodels.model import Observed, collapsible, generative, image_ratio, observed, per_particle, render
@@ -38,12 +39,15 @@ class ParticleProblem(PlainProblem):
         observation: how densities become images.
         family: the family, or None for a model function.
         halves: whether the two half sets are kept apart: their noise groups are numbered on.
+        summed: how many poses of each image the model sums over, brought by the batch (`Batch.poses`); 0 where poses
+            are known, latents of the model, or the engine's own affair.
     """
 
     particles: Particles = None  # type: ignore[assignment]
     observation: Observation = None  # type: ignore[assignment]
     family: Any = None
     halves: bool = False
+    summed: int = 0
 
     @staticmethod
     def of(
@@ -54,9 +58,20 @@ class ParticleProblem(PlainProblem):
         start: Sites | None = None,
         halves: bool = False,
     ) -> "ParticleProblem":
-        """The problem of a family or of a model function."""
+        """The problem of a family or of a model function.
+
+        Raises:
+            UsageError: if a family whose parts move is to search poses.
+        """
         family = model if hasattr(model, "shared") else None
+        if isinstance(family, Moving) and observation.pose.prior():
+            raise UsageError(
+                f"{type(family).__name__}: its parts move about known poses, and these are {observation.pose!r}. Find "
+                "the poses with one map first, and fit the parts at them with pose known."
+            )
         function = model if family is None else generative(family)
+        across = np.asarray(particles.ctf.stretch)[:, [0, 1], [1, 0]]
+        observation = dataclasses.replace(observation, axes_kept=not across.any())
         return ParticleProblem(function, {}, given or {}, start or {}, particles, observation, family, halves)
 
     def start_sites(self) -> Sites:
@@ -81,12 +96,22 @@ class ParticleProblem(PlainProblem):
         return len(self.training)
 
     def model(self, batch: Any) -> Any:
-        """The generative model of a batch, with the given sites fixed."""
+        """The generative model of a batch, with the given sites fixed.
 
-        def full() -> Any:
-            return self.function(observed(self.observation, batch))
+        Raises:
+            UsageError: if poses are to be summed over, and the batch brings none.
+        """
+        if self.summed and batch.poses is None:
+            raise UsageError("the model sums over poses, and the batch brings none: give Batch.poses, see pose_sum.")
 
-        return handlers.substitute(handlers.condition(full, data=self.given), data=self.given)()
+        return self._given(lambda: self.function(observed(self.observation, batch)))
+
+    def declared(self, batch: Any) -> None:
+        """The part of the model of a family that the particles have in common, with the given sites fixed."""
+        self._given(lambda: (self._need_family("declared").shared(), observed(self.observation, batch)))
+
+    def _given(self, model: Callable[[], Any]) -> Any:
+        return handlers.substitute(handlers.condition(model, data=self.given), data=self.given)()
 
     def batch(self, index: np.ndarray, size: int | None = None) -> Batch:
         """The given rows, padded to `size` with weight 0."""
@@ -101,8 +126,13 @@ class ParticleProblem(PlainProblem):
         return self.batch(self.training)
 
     def example(self) -> Batch:
-        """A few rows."""
-        return self.batch(self.training[:2])
+        """A few rows; their poses to sum over, where there are any, are empty."""
+        batch = self.batch(self.training[:2])
+        if not self.summed:
+            return batch
+        rows = len(batch.weight)
+        none = jnp.zeros((rows, self.summed, 3, 3)), jnp.zeros((rows, self.summed, 2))
+        return dataclasses.replace(batch, poses=Support(*none, jnp.full((rows, self.summed), -jnp.inf)))
 
     def batches(self, pass_: int, key: Array, size: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         """Training particles, in file order or shuffled anew each pass, the last batch padded with weight 0."""
@@ -219,10 +249,17 @@ class ParticleProblem(PlainProblem):
             return 500
         return max(1, min(500, _POINTS // (draws * self.observation.disc.pixels)))
 
-    def _sampled(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any, draws: int) -> Local:
-        laws = _named(self.family.conformation(shared)) | {
-            f"pose_{k}": v for k, v in self.observation.pose.prior().items()
-        }
+    def row_density(self, shared: dict[str, Array]) -> tuple[Array, Callable, Callable]:
+        """One particle's latents and pose as unconstrained numbers u, with the shared values given.
+
+        Returns:
+            A vector of the form of u; (u, row of a batch) to the log joint density; u to latents, pose, log Jacobian.
+
+        Raises:
+            UsageError: if there is no family.
+        """
+        family = self._need_family("row_density")
+        laws = _named(family.conformation(shared)) | {f"pose_{k}": v for k, v in self.observation.pose.prior().items()}
         example = {name: jnp.zeros(law.event_shape) for name, law in laws.items()}
         flat, unravel = ravel_pytree(example)
 
@@ -241,6 +278,10 @@ class ParticleProblem(PlainProblem):
             single = partial(jax.tree.map, lambda leaf: leaf[None])
             return self.log_joint(shared, single(z), single(poses), single(one))[0] + log_det
 
+        return flat, row, split
+
+    def _sampled(self, key: Array, shared: dict[str, Array], batch: Batch, proposal: Any, draws: int) -> Local:
+        flat, row, split = self.row_density(shared)
         at_once = max(1, _POINTS // self.observation.disc.pixels)
 
         def each(key: Array, one: Batch, about: tuple[Array, Array] | None) -> Weighted:
@@ -262,6 +303,7 @@ class ParticleProblem(PlainProblem):
             )
             mean = weights @ latents
             spread = (latents - mean).T @ (weights[:, None] * (latents - mean))
+            spread = spread / jnp.maximum(1 - weights @ weights, 0.5)  # few draws lie nearer to their own mean
             place = lambda p: self.observation.pose.place(p, rotation, shift)  # noqa: E731
             turned, moved = jax.vmap(place)(poses) if poses else (rotation[None], shift[None])
             share = weights if poses else jnp.ones(1)

@@ -104,7 +104,7 @@ class RunDirectory:
         checkpoint: folder of the state from which the run goes on.
         posterior: the result (netCDF).
         particles: the input's table with the columns inferred.
-        volumes: folder of maps; `map`, `half1`, `half2`, `mask`, `sharpened`, `fsc` lie in it.
+        volumes: folder of maps; `map`, `half1`, `half2`, `mask`, `sharpened`, `local_resolution`, `fsc` lie in it.
         metrics: scores (JSON).
         report: the report (HTML).
     """
@@ -126,6 +126,7 @@ class RunDirectory:
         self.half2 = self.volumes / "half2.mrc"
         self.mask = self.volumes / "mask.mrc"
         self.sharpened = self.volumes / "map_sharpened.mrc"
+        self.local_resolution = self.volumes / "local_resolution.mrc"
         self.fsc = self.volumes / "fsc.star"
 
     def class_map(self, number: int) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, Shared
+from hetmodels.families.protocol import Gaussian, Gridded, Shared, shown
 from hetmodels.imaging.grids import phase_ramp
 from hetmodels.imaging.poses import RotationGrid
 from hetmodels.imaging.rotations import from_rotvec, super_fibonacci
@@ -52,7 +52,7 @@ class Templates:
     @staticmethod
     def of(family: Any, shared: Shared, observation: Observation, noise: Array) -> "Templates":
         """One copy of the family's own components."""
-        table = component_lattice(family).table(family.components(shared))
+        table = component_lattice(family).table(shown(family, shared))
         return Templates(family, shared, noise, table, observation, mixing_pairs(family, shared))
 
     def points(self, limit: int) -> Array:

@@ -6,7 +6,6 @@ children and scored at a higher band, and so on. What is set aside on the way is
 """
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -41,7 +40,18 @@ from hetmodels.scoring import (
     own_scores,
     slices_at,
 )
-from hetmodels.selection import Candidates, Cells, PoseTable, children, choose, finish, first
+from hetmodels.selection import (
+    Candidates,
+    Cells,
+    PoseTable,
+    children,
+    choose,
+    finish,
+    first,
+    groups,
+    joined,
+    with_prior,
+)
 from hetmodels.tree import pytree
 
 _BLOCK = 576  # rotations of the bank scored at once
@@ -171,7 +181,7 @@ def find_poses(
     for number in range(1, search.levels + 1):
         found = _split(_Level(search, templates, number), job, grid, found)
         grid = grid.finer()
-    return found
+    return jax.tree.map(np.asarray, with_prior(found, prior, grid, search.shift_step / 2**search.levels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +192,13 @@ class Plan:
     prior: PosePrior
     rotation: Array
     shift: Array
+
+    def seen_from(self, directions: Array | None) -> "Plan":
+        """With a density of viewing directions in the prior."""
+        if directions is None:
+            return self
+        every = jnp.broadcast_to(jnp.asarray(directions), (len(self.shift), len(directions)))
+        return dataclasses.replace(self, prior=dataclasses.replace(self.prior, directions=every))
 
     def moved(self, key: Array) -> "Plan":
         """The grid turned and moved at random: by any rotation where it covers them all, else within a step."""
@@ -229,6 +246,7 @@ def searched_local(
     pose, limit, rows = observation.pose, observation.disc.limit, len(batch.weight)
     plan = pose.plan(batch, observation.spacing, pose.oversampling, limit)
     plan = pose.plan(batch, observation.spacing, max(pose.oversampling, plan.search.finest(observation)), limit)
+    plan = plan.seen_from(shared.get("directions"))
     found = plan.run(Templates.of(family, shared, observation, noise), batch)
     share = found.weight / found.weight.sum(1, keepdims=True)
     parts = []
@@ -289,7 +307,7 @@ def _bank(level: _Level, job: _Job, grid: Sphere) -> Any:
                            excess, sides, tile)  # fmt: skip
         parts.append(jax.tree.map(np.asarray, found))
         order.append(index)
-    return _joined(parts, order)
+    return joined(parts, order)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 9))
@@ -317,11 +335,11 @@ def _about(level: _Level, job: _Job, grid: Tangent) -> Any:
     """A first level about each image's own pose."""
     shift, code, excess = _offsets(level, job), np.arange(grid.cells), level.excess
     parts, order = [], []
-    for index, padded in _groups(np.arange(len(shift)), _rows_at_once(level, len(shift), grid.cells)):
+    for index, padded in groups(np.arange(len(shift)), _rows_at_once(level, len(shift), grid.cells)):
         cells = Cells.whole(code, shift[padded])
         parts.append(_settled(level, _rows(job, padded), grid, cells, excess))
         order.append(index)
-    return _joined(parts, order)
+    return joined(parts, order)
 
 
 def _split(level: _Level, job: _Job, parent: RotationGrid, found: Cells) -> Any:
@@ -333,11 +351,11 @@ def _split(level: _Level, job: _Job, parent: RotationGrid, found: Cells) -> Any:
         need[(found.rotations <= r) & (found.shifts <= t)] = i
     parts, order, grid, excess = [], [], parent.finer(), level.excess
     for i, (r, t) in enumerate(widths):
-        for index, padded in _groups(np.flatnonzero(need == i), _rows_at_once(level, len(need), 8 * r)):
+        for index, padded in groups(np.flatnonzero(need == i), _rows_at_once(level, len(need), 8 * r)):
             cells = children(found.take(padded, r, t), parent, 2 * level.step)
             parts.append(_settled(level, _rows(job, padded), grid, cells, excess))
             order.append(index)
-    return _joined(parts, order)
+    return joined(parts, order)
 
 
 @jax.jit
@@ -378,23 +396,3 @@ def _rows_at_once(level: _Level, rows: int, rotations: int) -> int:
     pixels = level.templates.observation.disc.narrowed(level.limit).pixels
     most = max(1, _SLICES // (rotations * pixels))
     return min(1 << (most.bit_length() - 1), 1 << max(0, rows - 1).bit_length())
-
-
-def _groups(index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pieces of an index, each also filled up to one size with copies of its last entry."""
-    for start in range(0, len(index), size):
-        part = index[start : start + size]
-        yield part, np.pad(part, (0, size - len(part)), mode="edge")
-
-
-def _joined(parts: list[Any], order: list[np.ndarray]) -> Any:
-    """Pieces in one, in the order of the rows; columns filled up to the widest."""
-    kind, places = type(parts[0]), np.argsort(np.concatenate(order))
-    fields: dict[str, np.ndarray] = {}
-    for name in (f.name for f in dataclasses.fields(kind)):
-        values = [getattr(part, name)[: len(index)] for part, index in zip(parts, order, strict=True)]
-        if values[0].ndim > 1:
-            width = max(v.shape[1] for v in values)
-            values = [np.pad(v, ((0, 0), (0, width - v.shape[1]), *[(0, 0)] * (v.ndim - 2))) for v in values]
-        fields[name] = np.concatenate(values)[places]
-    return kind(**fields)

@@ -1,6 +1,7 @@
 """Which cells of a pose grid to go on with: the smallest sets that hold the posterior, and what they leave aside."""
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hetmodels.imaging.poses import RotationGrid, shift_children
+from hetmodels.imaging.poses import PosePrior, RotationGrid, Support, direction_density, shift_children
 from hetmodels.tree import pytree
 
 
@@ -28,6 +29,7 @@ class Candidates:
             lower band, the centres of its cells, and scores at a temperature at which that is at least, on average
             over images, what these cells turn out to hold once the last level scores them.
         order: of the last grid of rotations, (rows,).
+        log_prior: log prior mass of the cells of these poses, (rows, K); minus infinity where there is none.
     """
 
     rotation: Any
@@ -36,6 +38,7 @@ class Candidates:
     log_evidence: Any
     discarded: Any
     order: Any
+    log_prior: Any
 
 
 @pytree
@@ -46,23 +49,27 @@ class PoseTable:
         rotation: (N, K, 3, 3).
         shift: content shifts [Å], (N, K, 2).
         weight: posterior mass, (N, K); all 0 for particles not searched yet.
+        log_prior: log prior mass of the cells, (N, K); minus infinity where there is none.
         discarded: posterior mass that the last search set aside, (N,).
         order: of the last grid of rotations, (N,).
         levels: how often cells of the first grid are split.
         limit: band that is searched with, in Fourier pixels.
         shell: best resolution so far, in Fourier pixels.
         waited: passes without a better one.
+        directions: learned log density of viewing directions, see `PosePrior`; None where it is even.
     """
 
     rotation: Any
     shift: Any
     weight: Any
+    log_prior: Any
     discarded: Any
     order: Any
     levels: Any
     limit: Any
     shell: Any
     waited: Any
+    directions: Any = None
 
     @staticmethod
     def empty(problem: Any, top: int, levels: int) -> "PoseTable":
@@ -71,16 +78,33 @@ class PoseTable:
         rotation, shift = np.zeros((rows, top, 3, 3), np.float32), np.zeros((rows, top, 2), np.float32)
         weight, zero = np.zeros((rows, top), np.float32), np.zeros(rows, np.float32)
         numbers = (np.asarray(n) for n in (levels, limit, 0, 0))
-        return PoseTable(rotation, shift, weight, zero, np.zeros(rows, np.int32), *numbers)
+        none = np.full((rows, top), -np.inf, np.float32)
+        return PoseTable(rotation, shift, weight, none, zero, np.zeros(rows, np.int32), *numbers)
 
     def fill(self, index: np.ndarray, found: Any) -> None:
         """Take over the best of the `Candidates` found for some particles, in place."""
         best = self.weight.shape[1]
-        for name in ("rotation", "shift", "weight"):
+        for name, none in (("rotation", 0), ("shift", 0), ("weight", 0), ("log_prior", -np.inf)):
             values = getattr(found, name)[:, :best]
             getattr(self, name)[index, : values.shape[1]] = values
-            getattr(self, name)[index, values.shape[1] :] = 0
+            getattr(self, name)[index, values.shape[1] :] = none
         self.discarded[index], self.order[index] = found.discarded, found.order
+
+    def learned(self, rows: np.ndarray, symmetry: str, counts: float | None) -> "PoseTable":
+        """With the density of the viewing directions of some particles, under a prior of so many counts per cell.
+
+        Without counts it stays even.
+        """
+        if counts is None:
+            return self
+        weight = self.weight[rows] / np.maximum(self.weight[rows].sum(1, keepdims=True), 1e-30)
+        found = direction_density(jnp.asarray(self.rotation[rows]), jnp.asarray(weight), symmetry, counts)
+        return dataclasses.replace(self, directions=np.asarray(found))
+
+    def support(self, index: np.ndarray) -> Support:
+        """The poses of some particles to sum over."""
+        parts = (getattr(self, name)[index] for name in ("rotation", "shift", "log_prior"))
+        return Support(*map(jnp.asarray, parts))
 
 
 @pytree
@@ -154,7 +178,7 @@ def choose(joint: Array, cells: Cells, mass: float, bound: float, kept: int) -> 
 
 @partial(jax.jit, static_argnames=("mass", "top", "order"))
 def finish(joint: Array, cells: Cells, rotation: Array, mass: float, top: int, order: int) -> Candidates:
-    """The heaviest of the cells as candidates; arguments as in `choose`."""
+    """The heaviest of the cells as candidates, their prior mass left out; arguments as in `choose`."""
     rows, shifts, rotations = joint.shape
     best = joint.max((1, 2))
     p = jnp.exp(joint - best[:, None, None])
@@ -171,7 +195,22 @@ def finish(joint: Array, cells: Cells, rotation: Array, mass: float, top: int, o
     rotation = jnp.take_along_axis(rotation, r[..., None, None], axis=1)
     shift = jnp.take_along_axis(cells.shift, t[..., None], axis=1)
     evidence, orders = best + jnp.log(total), jnp.full(rows, order)
-    return Candidates(rotation, shift, jnp.pad(weight, pad), evidence, 1 - weight.sum(1), orders)
+    weight, none = jnp.pad(weight, pad), jnp.full((rows, top), -jnp.inf)
+    return Candidates(rotation, shift, weight, evidence, 1 - weight.sum(1), orders, none)
+
+
+@partial(jax.jit, static_argnames="step")
+def with_prior(found: Candidates, prior: PosePrior, grid: RotationGrid, step: float) -> Candidates:
+    """Candidates with the prior mass of their cells.
+
+    Args:
+        found: of the last level.
+        prior: of the poses.
+        grid: the last grid.
+        step: edge of its cells of shifts [Å].
+    """
+    log_prior = prior.log_rotation(found.rotation, grid) + prior.log_shift(found.shift, step)
+    return dataclasses.replace(found, log_prior=jnp.where(found.weight > 0, log_prior, -jnp.inf))
 
 
 def as_given(rotation: Array, shift: Array, order: int) -> Candidates:
@@ -179,10 +218,30 @@ def as_given(rotation: Array, shift: Array, order: int) -> Candidates:
     rows = len(rotation)
     one, zero = np.ones((rows, 1), np.float32), np.zeros(rows, np.float32)
     poses = np.asarray(rotation)[:, None], np.asarray(shift)[:, None]
-    return Candidates(*poses, one, zero, zero, np.full(rows, order))
+    return Candidates(*poses, one, zero, zero, np.full(rows, order), np.zeros((rows, 1), np.float32))
 
 
 def _sum(values: Array, axis: int | tuple[int, ...], keepdims: bool = False) -> Array:
     """Sum in float64, in the precision given."""
     with jax.enable_x64(True):
         return values.astype(jnp.float64).sum(axis, keepdims=keepdims).astype(values.dtype)
+
+
+def groups(index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pieces of an index, each also filled up to one size with copies of its last entry."""
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        yield part, np.pad(part, (0, size - len(part)), mode="edge")
+
+
+def joined(parts: list[Any], order: list[np.ndarray]) -> Any:
+    """Pieces in one, in the order of the rows; columns filled up to the widest."""
+    kind, places = type(parts[0]), np.argsort(np.concatenate(order))
+    fields: dict[str, np.ndarray] = {}
+    for name in (f.name for f in dataclasses.fields(kind)):
+        values = [getattr(part, name)[: len(index)] for part, index in zip(parts, order, strict=True)]
+        if values[0].ndim > 1:
+            width = max(v.shape[1] for v in values)
+            values = [np.pad(v, ((0, 0), (0, width - v.shape[1]), *[(0, 0)] * (v.ndim - 2))) for v in values]
+        fields[name] = np.concatenate(values)[places]
+    return kind(**fields)

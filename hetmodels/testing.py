@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Family, Frame, Gaussian, Gridded, Linear, framed
-from hetmodels.imaging.grids import Disc
+from hetmodels.families.protocol import Family, Frame, Gaussian, Gridded, Linear, Moving, framed, shown
+from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.imaging.rotations import uniform
 from hetmodels.local import collapsed_ratio, component_lattice
 from hetmodels.model import Observed, image_ratio, render
@@ -117,32 +117,36 @@ def _trial_batch(disc: Disc, rotation: Array, key: Array) -> Batch:
 
 def _check_images(family: Any, shared: Any, z: Any, observation: Observation, batch: Batch) -> None:
     data = Observed(batch, observation, jnp.ones((1, observation.disc.shells)), None)
+    seen = jax.jit(lambda z: render(family.volume(shared, z), data, {}))
     for row in range(_ROWS):
         volume = family.volume(shared, _one(z, row))
         assert isinstance(volume, Volume), f"volume(shared, z) must be a Volume, got {type(volume).__name__}."
-        image = render(volume, data, {})
+        image = seen(_one(z, row))
         assert np.all(np.isfinite(np.asarray(image))), "volume(shared, z).project gave values that are not finite."
 
 
 def _check_linear(family: Any, shared: Any, z: Any, observation: Observation, batch: Batch) -> None:
     components = family.components(shared)
-    lattice = component_lattice(family)
-    table = lattice.table(components)
+    lattice, moving = component_lattice(family), isinstance(family, Moving)
+    table = lattice.table(components * family.support(shared) if moving else shown(family, shared))
     points = observation.disc.grid(observation.spacing).points
-    slices = lattice.gather(table, lattice.cells(batch.rotation, points))
-    data = Observed(batch, observation, jnp.ones((1, observation.disc.shells)), None)
+    grid = observation.disc.grid(observation.spacing)
+    project = jax.jit(lambda z, rotation: family.volume(shared, z).project(rotation, grid))
     for row in range(_ROWS):
-        weights = family.design(_one(z, row))
+        design, rotation = family.design(_one(z, row)), batch.rotation[row]
+        weights = design.weight if moving else design
         assert weights.shape == (len(components),), (
             f"design(z) must have shape ({len(components)},), got {weights.shape}."
         )
-        direct = np.asarray(
-            family.volume(shared, _one(z, row)).project(batch.rotation[row], observation.disc.grid(observation.spacing))
-        )
-        summed = np.asarray(slices[row] @ weights)
+        turned = rotation @ design.rotation if moving else rotation[None]
+        slices = lattice.gather(table, lattice.cells(turned, points))
+        if moving:
+            moved = jnp.einsum("ij,lj->li", rotation, design.shift)[:, :2]
+            slices = jnp.einsum("llm->ml", jnp.moveaxis(slices, -1, 1)) * phase_ramp(points, moved).T
+        direct = np.asarray(project(_one(z, row), rotation))
+        summed = np.asarray((slices if moving else slices[0]) @ weights)
         error = np.linalg.norm(direct - summed) / max(float(np.linalg.norm(summed)), 1e-30)
         assert error < 0.05, f"volume(shared, z) must be sum_l design(z)_l components_l: slices differ by {error:.2g}."
-    assert np.all(np.isfinite(np.asarray(image_ratio(data, render(family.volume(shared, _one(z, 0)), data, {})))))
     again = family.updated(shared, components, family.spectra(shared), jnp.ones(_nodes(family, shared)))
     error = np.abs(np.asarray(family.components(again) - components)).max()
     assert error <= 1e-5 * np.abs(np.asarray(components)).max(), (
@@ -162,9 +166,10 @@ def _check_gridded(family: Any, shared: Any, observation: Observation, batch: Ba
         return
     noise = jnp.ones((1, observation.disc.shells))
     data = Observed(batch, observation, noise, None)
-    each = jnp.stack([image_ratio(data, render(family.volume(shared, node), data, {})) for node in nodes])
+    ratio = jax.jit(lambda node: image_ratio(data, render(family.volume(shared, node), data, {})))
+    each = jnp.stack([ratio(node) for node in nodes])
     expected = jax.scipy.special.logsumexp(each + log_weights[:, None], axis=0)
-    found = collapsed_ratio(family, shared, batch, observation, noise, None)
+    found = jax.jit(lambda batch: collapsed_ratio(family, shared, batch, observation, noise, None))(batch)
     error = np.abs(np.asarray(found - expected)).max()
     limit = 0.05 * np.abs(np.asarray(expected)).max() + 0.05
     assert error < limit, f"the sum over nodes must equal the sum of images seen one by one: off by {error:.2g} nats."

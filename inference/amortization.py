@@ -29,15 +29,18 @@ def amortization_gap(machine: Machine, params: Sites, at_once: int | None = None
     Returns:
         One number per particle, of at most 32, held out if there are any.
     """
+    gain, parts = jax.jit(partial(_gains, machine)), some_particles(machine, at_once)
+    return np.concatenate([np.asarray(gain(params, part, jax.random.key(i))) for i, part in enumerate(parts)])
+
+
+def some_particles(machine: Machine, at_once: int | None = None) -> list[Batch]:
+    """At most 32 particles in equal batches: held out if there are any and the guide knows them, else of training."""
     problem = machine.problem
     held = np.flatnonzero(problem.particles.held_out)  # type: ignore[attr-defined]
-    rows = held if len(held) else problem.training  # type: ignore[attr-defined]
+    rows = held if len(held) and not machine.tabled else problem.training  # type: ignore[attr-defined]
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(PARTICLES, len(rows))).astype(int))]
-    whole = problem.batch(chosen)  # type: ignore[attr-defined]
-    size = len(chosen) // machine.parts(whole, at_once)
-    gain = jax.jit(partial(_gains, machine))
-    parts = [problem.batch(chosen[start : start + size]) for start in range(0, len(chosen), size)]  # type: ignore[attr-defined]
-    return np.concatenate([np.asarray(gain(params, part, jax.random.key(i))) for i, part in enumerate(parts)])
+    size = len(chosen) // machine.parts(problem.batch(chosen), at_once)  # type: ignore[attr-defined]
+    return [problem.batch(chosen[start : start + size]) for start in range(0, len(chosen), size)]  # type: ignore[attr-defined]
 
 
 def _gains(machine: Machine, params: Sites, batch: Batch, key: Array) -> Array:

@@ -29,7 +29,7 @@ from hetmodels.local import centred_images
 from hetmodels.observation import Observation
 
 _FLOOR = 1e-2  # of the strongest shell: least power that a shell is believed to have
-_RIDGE = 1e-6
+_RIDGE = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +125,14 @@ class ColumnSums:
     Attributes:
         product: sum of x x^T less the noise's, (2 voxels, 2 voxels), with x = C d on each image's voxels.
         weight: sum of C^2 C^2, (voxels, voxels).
+        hits: sum of C^2, (voxels,).
     """
 
     def __init__(self, view: View, size: int) -> None:
         self.view, self.band = view, LowBand(size, view.limit)
         count = len(self.band.place)
         self.product, self.weight = np.zeros((2 * count, 2 * count)), np.zeros((count, count))
+        self.hits = np.zeros(count)
 
     def add(self, table: Array, noise: Array, batch: Batch) -> None:
         """Add some images; `table` is that of the mean map."""
@@ -138,6 +140,7 @@ class ColumnSums:
         self.product += np.asarray(product, np.float64)
         self.product[np.diag_indices(len(self.product))] -= np.tile(np.asarray(own, np.float64), 2)
         self.weight += np.asarray(weight, np.float64)
+        self.hits += np.asarray(own, np.float64)
 
     def covariance(self) -> np.ndarray:
         """The estimate, each entry shrunk by its noise: an entry of Sigma is taken to be as large as the power of its

@@ -129,6 +129,7 @@ def warnings(posterior: Posterior) -> list[str]:
 
 def _of_chains(posterior: Posterior) -> list[str]:
     table, found = summary(posterior), []
+    table = table[table["sd"] > 0]  # the others were given
     if posterior.chains == 1:
         found.append("R-hat compares chains and there is only one; run at least 4 (chains=4).")
     if posterior.draws < _FEWEST:

@@ -7,6 +7,7 @@ coupled only through their Fourier shell correlation, and joined in the last pas
 """
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,17 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, need_frame
+from hetmodels.families.protocol import Gaussian, Gridded, Masked, Moving, need_frame
 from hetmodels.imaging import accumulate
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.imaging.symmetry import symmetrised
 from hetmodels.local import Pairs, component_lattice, mixing_pairs
 from hetmodels.tree import pytree
+from inference import moving_step
+from inference.ab_initio import AbInitio, begun
 from inference.expectation import Mode, Sums, expect, look, no_sums
-from inference.pose_step import advanced, alike, first_table, search_report, weighted_poses
+from inference.pose_step import advanced, alike, first_table, learned_poses, search_report, weighted_poses
 from inference.subspace_start import moment_start
 from inference.updates import correlation, expanded, junk_share, matched, noise_spectra, regularised, signal_spectra
 from inference.volume_step import certainty, volume_step
@@ -89,6 +92,7 @@ class EM:
         learn_spectrum: re-estimate the maps' prior spectrum (from half maps, or by empirical Bayes with the
             posterior variance); otherwise it stays as started.
         learn_noise: re-estimate the noise spectra.
+        ab_initio: how first maps are found where poses are unknown and no map is given.
     """
 
     iterations: int = 25
@@ -99,6 +103,7 @@ class EM:
     anneal: int = 8
     learn_spectrum: bool = True
     learn_noise: bool = True
+    ab_initio: AbInitio = AbInitio()  # noqa: RUF009
 
     whole = False
     shuffle = False
@@ -123,6 +128,7 @@ class EM:
 
     def init(self, key: Array, problem: Any) -> EMState:
         """Start from given maps, or from zero maps (then the first pass is a plain reconstruction)."""
+        problem = begun(key, self, problem)
         family, obs = problem.family, problem.observation
         shared = problem.starting(key)
         noise, junk = shared.pop("noise"), shared.pop("junk", jnp.zeros(()))
@@ -139,12 +145,12 @@ class EM:
             shared = family.updated(shared, components, spectra, jnp.ones(_nodes(family, shared)))
         return EMState(
             maps,
-            _tables(lattice, maps),
+            _tables(lattice, _seen(family, shared, maps)),
             spectra,
             shared,
             noise,
             junk,
-            accumulate.empty(lattice, copies, _columns(len(components), mixing_pairs(family, shared))),
+            _empty(family, shared, lattice, maps),
             no_sums(obs.groups, obs.disc.shells, _nodes(family, shared), _dims(family)),
             maps if problem.halves else maps[:0],
             jnp.zeros(obs.disc.shells),
@@ -170,14 +176,11 @@ class EM:
             state = dataclasses.replace(state, sums=jax.tree.map(np.add, state.sums, images))
             known = (state.shared, state.noise, None)
         for part in alike(parts, obs.pose.symmetry):
-            cells, images, slices = look(mode, state.tables, part)
-            values, sums = expect(
-                mode, family, known, part, (cells.sign, images, slices), target, jax.random.fold_in(key, 1)
-            )
-            if problem.searches:
-                sums = dataclasses.replace(sums, log_ratio=np.zeros(()), particles=np.zeros(()))
-            # the device is at work on this batch while the host adds up the one before
-            state = dataclasses.replace(self.settled(problem, state), pending=(cells, values, sums))
+            for cells, values, sums in _expected(mode, family, known, state.tables, part, target, key):
+                if problem.searches:
+                    sums = dataclasses.replace(sums, log_ratio=np.zeros(()), particles=np.zeros(()))
+                # the device is at work on this batch while the host adds up the one before
+                state = dataclasses.replace(self.settled(problem, state), pending=(cells, values, sums))
         return state, {}
 
     def settled(self, problem: Any, state: EMState) -> EMState:
@@ -203,7 +206,7 @@ class EM:
         lattice, ball = component_lattice(family), Ball(need_frame(family).size)
         maps, (precision, determined, log_det), promise = self._moved(family, state)
         objective = self._objective(problem, ball, state, log_det)
-        if len(maps) == 2 and isinstance(family, Gridded):
+        if len(maps) == 2 and isinstance(family, Gridded) and not isinstance(family, Moving):
             order = matched(maps, _nodes(family, state.shared))
             maps, precision, determined = (v.at[1].set(v[1, order]) for v in (maps, precision, determined))
         fsc = correlation(ball, maps, precision, state.spectra)
@@ -212,7 +215,7 @@ class EM:
             spectra = signal_spectra(ball, maps, precision, determined, fsc)
             maps = regularised(ball, maps, precision, state.spectra, spectra)
         if isinstance(family, Gaussian) and self._learns_spectrum(problem):
-            maps, spectra = expanded(maps, spectra, state.sums.latent)
+            maps, spectra = expanded(maps, spectra, state.sums.latent, _masks(family, state.shared))
         if self.learn_noise and "noise" not in problem.given:
             noise = noise_spectra(ball, state.sums, determined, state.noise)
         joined, halves = int(state.joined), maps if len(maps) == 2 else state.halves
@@ -228,12 +231,12 @@ class EM:
         occupancy = jnp.asarray(state.sums.occupancy, jnp.float32)
         state = EMState(
             maps,
-            _tables(lattice, maps),
+            _tables(lattice, _seen(family, state.shared, maps)),
             spectra,
             family.updated(state.shared, maps.mean(0), spectra, occupancy),
             noise,
             state.junk if obs.outliers is None else junk_share(state.sums, obs),
-            accumulate.empty(lattice, len(maps), _columns(maps.shape[1], mixing_pairs(family, state.shared))),
+            _empty(family, state.shared, lattice, maps),
             jax.tree.map(np.zeros_like, state.sums),
             halves,
             fsc if state.maps.shape[0] > 1 or not problem.halves else state.fsc,
@@ -249,15 +252,22 @@ class EM:
     def _moved(self, family: Any, state: EMState) -> tuple[Array, tuple[Array, ...], float]:
         """New maps of each copy, how far the data determine them, and the rise that is certain, per particle."""
         lattice, pairs, count = component_lattice(family), mixing_pairs(family, state.shared), state.maps.shape[1]
+        if isinstance(family, Moving):
+            support = family.support(state.shared)
+            maps, known = moving_step.moved(lattice, state.total, state.maps, support, state.spectra, self.solver_steps)
+            return maps, known, np.inf
+        masks = _masks(family, state.shared)
         sums = accumulate.table(state.total, _columns(count, pairs)).reshape(len(state.maps), lattice.rows, -1)
-        maps, known, promise = [], [], 0.0
+        found, certain, promise = [], [], 0.0
         for before, columns in zip(state.maps, sums, strict=True):
             residual, weights = columns[:, : 2 * count], columns[:, 2 * count :]
-            moved, rise = volume_step(lattice, before, residual, weights, state.spectra, self.solver_steps, pairs)
-            maps.append(moved)
+            moved, rise = volume_step(
+                lattice, before, residual, weights, state.spectra, self.solver_steps, pairs, masks
+            )
+            found.append(moved)
             promise += float(rise) / float(state.sums.particles)
-            known.append(certainty(lattice, weights, state.spectra, pairs))
-        return jnp.stack(maps), tuple(jnp.stack(parts) for parts in zip(*known, strict=True)), promise
+            certain.append(certainty(lattice, weights, state.spectra, pairs, masks))
+        return jnp.stack(found), tuple(jnp.stack(parts) for parts in zip(*certain, strict=True)), promise
 
     def finished(self, state: EMState) -> bool:
         """Whether the objective has stalled, and joined halves have settled."""
@@ -272,7 +282,7 @@ class EM:
         """The point estimate of the shared values."""
         extra = {"junk": state.junk} if problem.observation.outliers is not None else {}
         canonical = getattr(problem.family, "canonical", lambda shared: shared)
-        return canonical(state.shared) | {"noise": state.noise} | extra
+        return canonical(state.shared) | {"noise": state.noise} | extra | learned_poses(state.poses)
 
     def state_bytes(self, family: Any, size: int, halves: bool) -> int:
         """Memory of the state: maps, their tables and the sums, for images of `size` pixels."""
@@ -294,6 +304,36 @@ class EM:
         """Log posterior per particle; with a learnt spectrum, the evidence (maps integrated, diagonal Laplace)."""
         total = _log_prior(ball, self._learns_spectrum(problem), state.maps, state.spectra, log_det)
         return (float(state.sums.log_ratio) + float(total)) / float(state.sums.particles)
+
+
+def _expected(
+    mode: Mode, family: Any, known: tuple, tables: Array, batch: Batch, target: float, key: Array
+) -> Iterator[tuple[Cells, Array, Sums]]:
+    """The E-step of a batch: where its pixels fall, what they add, and the other sums."""
+    if isinstance(family, Moving):
+        yield from moving_step.expected(mode, family, known, tables, batch, target)
+        return
+    cells, images, slices = look(mode, tables, batch)
+    view = (cells.sign, images, slices)
+    yield cells, *expect(mode, family, known, batch, view, target, jax.random.fold_in(key, 1))
+
+
+def _seen(family: Any, shared: Any, maps: Array) -> Array:
+    """The maps as images show them: masked, where they have masks."""
+    masks = family.support(shared) if isinstance(family, Moving) else _masks(family, shared)
+    return maps if masks is None else maps * masks
+
+
+def _masks(family: Any, shared: Any) -> Array | None:
+    """The masks of maps that do not move."""
+    return family.masks(shared) if isinstance(family, Masked) else None
+
+
+def _empty(family: Any, shared: Any, lattice: Lattice, maps: Array) -> Any:
+    """Back-projection sums of all copies, nothing added up yet."""
+    if isinstance(family, Moving):
+        return moving_step.empty(lattice, len(maps), maps.shape[1])
+    return accumulate.empty(lattice, len(maps), _columns(maps.shape[1], mixing_pairs(family, shared)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from jax import Array
 
 from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.model import Observed
-from inference.guides import LowRank, MeanField, Point
+from inference.guides import Law, MeanField
+from inference.natural import NaturalSteps
 
 PREFIX = "encoder_"
 VIEWS = 8  # numbers that say the direction of view
@@ -31,12 +33,17 @@ class Encoder:
         layers: residual layers.
         radius: of the circle, as a part of the box edge.
         law: what the network's outputs describe.
+        score: how the network sees the likelihood itself, None if it does not: steps from N(0, I) to the particle's
+            posterior at the present shared values, whose end the network is told and corrects. Where the density is
+            normal a step ends at the posterior, so that nothing is left to learn; a network that decodes must be
+            evaluated 2 dims times for each, which is dear in many dimensions.
     """
 
     hidden: int = 256
     layers: int = 3
     radius: float = 0.42
-    law: Point | MeanField | LowRank = MeanField()  # noqa: RUF009
+    law: Law = MeanField()  # noqa: RUF009
+    score: NaturalSteps | None = None
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.layers < 0 or not 0 < self.radius <= math.sqrt(0.5):
@@ -47,7 +54,8 @@ class Encoder:
 
     def shapes(self, size: int, dims: int) -> dict[str, tuple[tuple[int, ...], int]]:
         """Shape of each weight, and inputs of its layer."""
-        inputs, out = len(circle(size, self.radius)) + VIEWS, len(self.law.first(dims))
+        out = len(self.law.first(dims))
+        inputs = len(circle(size, self.radius)) + VIEWS + (out if self.score else 0)
         return {
             "input": ((inputs, self.hidden), inputs),
             "input_bias": ((self.hidden,), inputs),
@@ -56,21 +64,48 @@ class Encoder:
             "output": ((self.hidden, out), self.hidden),
         }
 
-    def numbers(self, data: Observed, dims: int) -> Array:
-        """Numbers of q for each row of a batch, (rows, numbers); sites `encoder_…` (param)."""
-        obs = data.observation
-        seen = jnp.concatenate([features(data, self.radius), views(data)], axis=1)
+    def numbers(self, data: Observed, dims: int, log_joint: Callable[[Array], Array]) -> Array:
+        """Numbers of q for each row of a batch, (rows, numbers); sites `encoder_…` (param).
 
-        def weight(name: str, shape: tuple[int, ...], inputs: int) -> Array:
-            return numpyro.param(
-                PREFIX + name, lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / inputs**0.5
-            )
-
-        w = {name: weight(name, *rest) for name, rest in self.shapes(obs.disc.size, dims).items()}
-        h = jax.nn.relu(seen @ w["input"] + w["input_bias"])
+        Args:
+            data: the batch.
+            dims: latents of a particle.
+            log_joint: log density of each row's latents at the present shared values, (rows, dims) -> (rows,).
+        """
+        begin = starting_numbers(self.law, self.score, data, dims, log_joint)
+        seen = [features(data, self.radius), views(data)] + ([] if self.score is None else [begin])
+        w = declared(self.shapes(data.observation.disc.size, dims))
+        h = jax.nn.relu(jnp.concatenate(seen, axis=1) @ w["input"] + w["input_bias"])
         for block, bias in zip(w["blocks"], w["block_biases"], strict=True):
             h = jax.nn.relu(h @ block + bias + h)
-        return numpyro.param(PREFIX + "output_bias", self.law.first(dims)) + h @ w["output"]
+        return corrected(begin, h @ w["output"], self.score)
+
+
+def starting_numbers(
+    law: Law, score: NaturalSteps | None, data: Observed, dims: int, log_joint: Callable[[Array], Array]
+) -> Array:
+    """What a network corrects, (rows, numbers): where steps from N(0, I) end, or the law's first numbers."""
+    rows = len(data.batch.weight)
+    if score is None:
+        return jnp.broadcast_to(law.first(dims), (rows, len(law.first(dims))))
+    return law.numbers(*score(log_joint, jnp.zeros((rows, dims)), jnp.broadcast_to(jnp.eye(dims), (rows, dims, dims))))
+
+
+def declared(shapes: dict[str, tuple[tuple[int, ...], int]]) -> dict[str, Array]:
+    """Weights as sites `encoder_…` (param), started as PyTorch's are: uniform within ±1/sqrt(inputs)."""
+
+    def weight(name: str, shape: tuple[int, ...], inputs: int) -> Array:
+        return numpyro.param(
+            PREFIX + name, lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / inputs**0.5
+        )
+
+    return {name: weight(name, *rest) for name, rest in shapes.items()}
+
+
+def corrected(begin: Array, output: Array, score: NaturalSteps | None) -> Array:
+    """The starting numbers and what a network adds; little at first where they know the likelihood already."""
+    bias = numpyro.param(PREFIX + "output_bias", jnp.zeros(begin.shape[1]))
+    return begin + bias + output * (1.0 if score is None else 0.1)
 
 
 def circle(size: int, radius: float) -> np.ndarray:

@@ -80,7 +80,7 @@ def expect(
     found = shell_statistics(images, slices, batch.ctf, obs.disc, mode.pairs)
     assign = {
         "posterior": posterior_of,
-        "soft": lambda joint: _softened(joint, batch.weight, target),
+        "soft": lambda joint: softened(joint, batch.weight, target),
         "random": lambda joint: _random(joint, key),
     }[mode.assignment]
     design = design_moments(family, shared, *found.weighted(noise[batch.group]), obs.contrast, assign)
@@ -107,7 +107,7 @@ def _random(joint: Array, key: Array) -> Array:
     return jax.nn.one_hot(jax.random.randint(key, (len(joint),), 0, joint.shape[1]), joint.shape[1])
 
 
-def _softened(joint: Array, weight: Array, target: float | Array) -> Array:
+def softened(joint: Array, weight: Array, target: float | Array) -> Array:
     """Node probabilities raised to 1/T, with T such that their mean effective number reaches the target."""
 
     def number(log_t: Array) -> Array:

@@ -25,6 +25,8 @@ from hetmodels.posterior import Posterior
 from hetmodels.problem import ParticleProblem
 from inference.diagnostics import pointwise
 from inference.engine import Log, Result, require, run
+from inference.plain_particles import groups_of
+from inference.pose_table import summed
 from inference.predictive import by_band, information, mixed, reference_ratio
 from inference.replicates import of_function, of_particles
 
@@ -83,6 +85,7 @@ def fit(  # noqa: PLR0913 - one argument per choice of the user, all but three b
         model, data, pose=pose, noise=noise, contrast=contrast, outliers=outliers, halves=halves, holdout=holdout,
         start=start, given=given,
     )  # fmt: skip
+    problem = summed(engine, problem)
     key_run, key_local = jax.random.split(key)
     result = run(
         engine, problem, key=key_run, log=log, checkpoint=checkpoint, resume=resume, budget=budget, every=every
@@ -233,7 +236,9 @@ def _posterior(problem: PlainProblem, engine: Any, result: Result, key: Array, m
                 "log_likelihood/training": each[None][..., ~held],
                 "log_likelihood/held_out": each[None][..., held],
             }
-    elif not isinstance(problem, ParticleProblem):
+    elif isinstance(problem, ParticleProblem):
+        more_arrays |= groups_of(problem, thinned(shared), key)
+    else:
         more_arrays |= pointwise(problem, shared) | of_function(problem, shared, key)
     return Posterior(
         family=family,

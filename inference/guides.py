@@ -24,7 +24,13 @@ _LEAST_VARIANCE = 1e-6
 
 
 class Law(Protocol):
-    """A distribution of one particle's unconstrained latents u, described by a few numbers."""
+    """A distribution of one particle's unconstrained latents u, described by a few numbers.
+
+    Attributes:
+        normal: whether it is a normal law.
+    """
+
+    normal: bool
 
     def first(self, dims: int) -> Array:
         """The numbers to start from; the location first, (numbers,)."""
@@ -32,13 +38,26 @@ class Law(Protocol):
     def distribution(self, numbers: Array, dims: int) -> dist.Distribution:
         """q(u) of event shape (dims,), from numbers (…, numbers)."""
 
+    def location(self, numbers: Array, dims: int) -> Array:
+        """Mean of q, (…, dims)."""
+
     def precision(self, numbers: Array, dims: int) -> Array | None:
         """Inverse covariance of q, (…, dims, dims); None if it is a point."""
+
+    def numbers(self, location: Array, precision: Array) -> Array:
+        """The numbers of the q that is nearest to a normal law, (…, numbers).
+
+        Args:
+            location: its mean, (…, dims).
+            precision: its inverse covariance, (…, dims, dims).
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
     """A single value: with it, the objective is a log density and no lower bound of the evidence."""
+
+    normal = False
 
     def __call__(self, model: Callable, init_loc_fn: Callable = init_to_median) -> Any:
         """NumPyro's guide of the shared sites."""
@@ -52,14 +71,24 @@ class Point:
         """See `Law`."""
         return dist.Delta(numbers, event_dim=1)
 
+    def location(self, numbers: Array, dims: int) -> Array:
+        """See `Law`."""
+        return numbers[..., :dims]
+
     def precision(self, numbers: Array, dims: int) -> None:
         """There is none."""
         return None
+
+    def numbers(self, location: Array, precision: Array) -> Array:
+        """See `Law`."""
+        return location
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanField:
     """Independent normals."""
+
+    normal = True
 
     def __call__(self, model: Callable, init_loc_fn: Callable = init_to_median) -> Any:
         """NumPyro's guide of the shared sites."""
@@ -73,9 +102,18 @@ class MeanField:
         """See `Law`."""
         return dist.Normal(numbers[..., :dims], jnp.exp(numbers[..., dims:])).to_event(1)
 
+    def location(self, numbers: Array, dims: int) -> Array:
+        """See `Law`."""
+        return numbers[..., :dims]
+
     def precision(self, numbers: Array, dims: int) -> Array:
         """See `Law`."""
         return jnp.exp(-2 * numbers[..., dims:, None]) * jnp.eye(dims)
+
+    def numbers(self, location: Array, precision: Array) -> Array:
+        """See `Law`; nearest in KL(q || p), which keeps the diagonal of the precision."""
+        diagonal = jnp.diagonal(precision, axis1=-2, axis2=-1)
+        return jnp.concatenate([location, -0.5 * jnp.log(diagonal)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +125,8 @@ class LowRank:
     """
 
     rank: int | None = None
+
+    normal = True
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
@@ -111,10 +151,26 @@ class LowRank:
         location, diagonal, factor = self._parts(numbers, dims)
         return dist.LowRankMultivariateNormal(location, factor, diagonal)
 
+    def location(self, numbers: Array, dims: int) -> Array:
+        """See `Law`."""
+        return numbers[..., :dims]
+
     def precision(self, numbers: Array, dims: int) -> Array:
         """See `Law`."""
         _, diagonal, factor = self._parts(numbers, dims)
         return jnp.linalg.inv(factor @ jnp.swapaxes(factor, -1, -2) + diagonal[..., None] * jnp.eye(dims))
+
+    def numbers(self, location: Array, precision: Array) -> Array:
+        """See `Law`; F holds the widest axes, D what is left of the variances."""
+        dims = location.shape[-1]
+        columns = dims if self.rank is None else min(self.rank, dims)
+        stiffness, axes = jnp.linalg.eigh(precision)  # the widest first
+        least = 1e-3 / stiffness[..., -1:]
+        wide = jnp.sqrt(1 / stiffness[..., :columns] - least)
+        factor = axes[..., :columns] * wide[..., None, :]
+        rest = jnp.einsum("...ic,...c->...i", axes[..., columns:] ** 2, 1 / stiffness[..., columns:] - least) + least
+        spread = 0.5 * jnp.log(jnp.maximum(rest - _LEAST_VARIANCE, _LEAST_VARIANCE))
+        return jnp.concatenate([location, spread, factor.reshape(*location.shape[:-1], -1)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +182,7 @@ class Table:
         rate: of Adam along the rows, which has its moments per row (lazy Adam), with a cosine decay.
     """
 
-    law: Point | MeanField | LowRank = MeanField()  # noqa: RUF009
+    law: Law = MeanField()  # noqa: RUF009
     rate: float = 0.1
 
     def __post_init__(self) -> None:

@@ -73,6 +73,8 @@ def log_density(problem: PlainProblem) -> Density:
 
 def bound(kernel: Any, problem: PlainProblem, warmup: int) -> Chains:
     """A kernel bound to a problem: one of our own, or what makes a NumPyro kernel of a model."""
+    if hasattr(kernel, "bind_problem"):
+        return kernel.bind_problem(problem, warmup)
     if hasattr(kernel, "bind"):
         return kernel.bind(log_density(problem), warmup)
     made = kernel(problem.model)
@@ -81,7 +83,7 @@ def bound(kernel: Any, problem: PlainProblem, warmup: int) -> Chains:
 
 def own_sites(kernel: Any, problem: PlainProblem) -> tuple[str, ...]:
     """Sites that a kernel draws by itself, so that they may be discrete."""
-    if hasattr(kernel, "bind"):
+    if hasattr(kernel, "bind") or hasattr(kernel, "bind_problem"):
         return ()
     made = kernel(problem.model)
     if not isinstance(made, Gibbs):

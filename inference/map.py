@@ -6,12 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
 from hetmodels.errors import UsageError
 from hetmodels.plain import PlainProblem, Sites
+from hetmodels.selection import PoseTable
 from hetmodels.tree import pytree
+from inference.pose_table import at_candidates, candidates_report, first_candidates, searched
 from inference.sites import ByGradients, Rows, compiled, latent_free, refuse, settings, split_arrays, values
 
 
@@ -25,6 +28,8 @@ class MAPState:
         objective: log density per particle, summed over the batches of the pass.
         batches: batches in that sum.
         promise: rise of the log density that the last step promised to first order, nats.
+        poses: candidates of every particle's pose (`PoseTable`) where they are searched; else ().
+        passes: passes so far.
     """
 
     x: Sites
@@ -32,6 +37,8 @@ class MAPState:
     objective: Array
     batches: Array
     promise: Array
+    poses: Any = ()
+    passes: Any = 0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,6 +54,8 @@ class MAP(ByGradients):
         learning_rate: of Adam with a cosine decay; if none, 0.1 with batches, and L-BFGS on all data.
         optimiser: an optax transformation in place of these.
         tolerance: L-BFGS stops when a step promises to raise the log density by less than this many nats.
+        search_every: passes between two searches of the poses, where they are unknown and the family is linear: the
+            density sums over the candidates of the last search (`Unknown.poses` per particle).
     """
 
     iterations: int = 300
@@ -54,6 +63,9 @@ class MAP(ByGradients):
     learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = None
     tolerance: float = 1e-4
+    search_every: int = 10
+
+    sums_poses = True
 
     def __post_init__(self) -> None:
         self._check()
@@ -90,24 +102,32 @@ class MAP(ByGradients):
         if not x:
             raise UsageError("map: there is nothing to estimate, every site is given.")
         x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), x)
-        zero = jnp.zeros(())
-        return MAPState(x, self._transformation(problem).init(x), zero, jnp.zeros((), jnp.int32), zero + jnp.inf)
+        zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
+        poses = first_candidates(jax.random.fold_in(key, 2), problem)
+        return MAPState(x, self._transformation(problem).init(x), zero, none, zero + jnp.inf, poses, np.asarray(0))
 
     def step(self, key: Array, problem: PlainProblem, state: MAPState, batch: Any) -> tuple[MAPState, dict[str, Any]]:
         """One step of the optimiser on a batch."""
-        arrays, join = split_arrays(batch)
+        arrays, join = split_arrays(at_candidates(state.poses, batch))
         update = compiled(problem, self, lambda: jax.jit(self._update(problem, join)))
-        state = update(state, arrays)
-        return state, {}
+        moved = update(dataclasses.replace(state, poses=(), passes=()), arrays)
+        return dataclasses.replace(moved, poses=state.poses, passes=state.passes), {}
 
     def sweep(self, key: Array, problem: PlainProblem, state: MAPState) -> tuple[MAPState, dict[str, Any]]:
         """Report the mean objective of the pass, and begin the next."""
         state, mean = self.began(state)
-        return state, {"objective": mean, "promise": float(state.promise)}
+        state = dataclasses.replace(state, passes=np.asarray(int(state.passes) + 1))
+        info = {"objective": mean, "promise": float(state.promise)}
+        due = int(state.passes) % self.search_every == 0 and int(state.passes) < self.passes(problem)
+        if isinstance(state.poses, PoseTable) and due:
+            poses = searched(key, problem, state.poses, self.draw(key, problem, state))
+            state = dataclasses.replace(state, poses=poses)
+        return state, info | candidates_report(problem, state.poses)
 
     def finished(self, state: MAPState) -> bool:
-        """Whether nothing is left to gain."""
-        return self._newton and float(state.promise) < self.tolerance
+        """Whether nothing is left to gain, poses having been searched anew at least once."""
+        waits = isinstance(state.poses, PoseTable) and int(state.passes) <= self.search_every
+        return self._newton and float(state.promise) < self.tolerance and not waits
 
     def draw(self, key: Array, problem: PlainProblem, state: MAPState) -> Sites:
         """The mode."""
@@ -138,7 +158,7 @@ class MAP(ByGradients):
             )
             promise = -optax.tree_utils.tree_vdot(gradient, steps)
             x = optax.apply_updates(state.x, steps)
-            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size)
+            return MAPState(x, optimiser, state.objective - value, state.batches + 1, promise * problem.size, (), ())
 
         return update
 

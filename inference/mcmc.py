@@ -51,8 +51,8 @@ class MCMC:
         draws: draws of each chain that are kept.
         warmup: transitions before, in which the kernel adapts.
         chains: number of chains, run side by side.
-        kernel: an object of `inference.blackjax_kernels` (`NUTS()`, `MCLMC()`), or what makes a NumPyro kernel of a
-            model: `numpyro.infer.NUTS` or `HMC`, a `functools.partial` of them with settings, or a function that
+        kernel: an object of `inference.blackjax_kernels` (`NUTS()`, `MCLMC()`), `inference.gibbs.LinearGibbs()` for
+            linear families, or what makes a NumPyro kernel of a model: `numpyro.infer.NUTS` or `HMC`, a `functools.partial` of them with settings, or a function that
             returns an `HMCGibbs` or `HMCECS`.
         block: transitions between two reports.
         starts: moves the points that the chains start from, `inference.kernels.Pathfinder()`; none leaves them where
@@ -115,7 +115,7 @@ class MCMC:
         keys = jax.random.split(key, self.chains)
         if isinstance(problem, ParticleProblem) or problem.started:
             x = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[start(problem, k) for k in keys])
-        elif self.starts is None and not hasattr(self.kernel, "bind"):
+        elif self.starts is None and not (hasattr(self.kernel, "bind") or hasattr(self.kernel, "bind_problem")):
             return None
         else:
             x = scattered(problem, keys)

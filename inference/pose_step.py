@@ -38,10 +38,10 @@ def first_table(problem: Any, components: Array) -> Any:
     if not problem.searches:
         return ()
     pose = problem.observation.pose
-    table = pose.table(problem)
-    if not problem.started and pose.placed:
+    table, blank = pose.table(problem), not bool(jnp.any(components))
+    if blank and pose.placed:
         return dataclasses.replace(table, limit=np.asarray(0))
-    if not problem.started:
+    if blank:
         raise UsageError(
             "em: unknown poses need maps to start from; give --reference MAP.mrc (or start=), low-passed by --ini-high."
         )
@@ -76,7 +76,15 @@ def advanced(problem: Any, table: Any, fsc: Array) -> tuple[Any, bool]:
     shell = max(shell, int(table.shell))
     numbers = {"levels": levels, "limit": limit, "shell": shell, "waited": waited}
     table = dataclasses.replace(table, **{name: np.asarray(value) for name, value in numbers.items()})
+    table = table.learned(problem.training, pose.symmetry, getattr(pose, "direction_counts", None))
     return table, levels >= finest and waited >= 2
+
+
+def learned_poses(table: Any) -> dict[str, Array]:
+    """What was learned of all poses, by name of the shared value: `directions`, see `PosePrior`."""
+    if not isinstance(table, PoseTable) or table.directions is None:
+        return {}
+    return {"directions": jnp.asarray(table.directions)}
 
 
 def search_report(problem: Any, table: Any) -> dict[str, Any]:

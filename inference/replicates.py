@@ -40,25 +40,32 @@ def of_particles(
         `observed_data/shell_power` (particles, shells): mean of |y|^2 over each shell, whitened by the reference
         spectrum; `posterior_predictive/shell_power` (1, draws, particles, shells); `constant_data/checked`: which rows.
     """
-    held = np.flatnonzero(problem.particles.held_out)
-    pool = held if len(held) else problem.training
-    rows = pool[np.unique(np.linspace(0, len(pool) - 1, min(MOST, len(pool))).astype(int))]
+    rows = checked_rows(problem)
     batch = problem.batch(rows)
     names = ("mean", "covariance", "responsibilities", "contrast", "rotation", "shift")
     known = {name: jnp.asarray(local[name][rows]) for name in names}
-    member = np.eye(problem.observation.disc.shells)[problem.observation.disc.shell]
-    member = jnp.asarray(member / np.maximum(member.sum(0), 1), jnp.float32)
-
-    def power(images: Array) -> Array:
-        return (images.real**2 + images.imag**2) @ member
-
-    replicate = jax.jit(lambda key, shared, known, batch: power(_images(problem, key, shared, known, batch)))
+    replicate = jax.jit(
+        lambda key, shared, known, batch: mean_power(problem, _images(problem, key, shared, known, batch))
+    )
     made = [replicate(jax.random.fold_in(key, i), shared, known, batch) for i, shared in enumerate(draws)]
     return {
         "posterior_predictive/shell_power": np.stack([np.asarray(one) for one in made])[None],
-        "observed_data/shell_power": np.asarray(power(batch.images)),
+        "observed_data/shell_power": np.asarray(mean_power(problem, batch.images)),
         "constant_data/checked": rows,
     }
+
+
+def checked_rows(problem: ParticleProblem) -> np.ndarray:
+    """Rows of the particles that are replicated: held-out ones where there are any."""
+    held = np.flatnonzero(problem.particles.held_out)
+    pool = held if len(held) else problem.training
+    return pool[np.unique(np.linspace(0, len(pool) - 1, min(MOST, len(pool))).astype(int))]
+
+
+def mean_power(problem: ParticleProblem, images: Array) -> Array:
+    """Mean of |y|^2 over each shell, (rows, shells)."""
+    member = np.eye(problem.observation.disc.shells)[problem.observation.disc.shell]
+    return (images.real**2 + images.imag**2) @ jnp.asarray(member / np.maximum(member.sum(0), 1), jnp.float32)
 
 
 def _images(problem: ParticleProblem, key: Array, shared: Sites, known: Sites, batch: Batch) -> Array:

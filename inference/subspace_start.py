@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hetmodels.errors import UsageError
+from hetmodels.data.batch import Batch
 from hetmodels.families.homogeneous import Homogeneous
-from hetmodels.families.protocol import Shared
+from hetmodels.families.protocol import Masked, Shared
 from hetmodels.imaging.ball import Ball
 from hetmodels.local import component_lattice
+from hetmodels.observation import Known
 from hetmodels.problem import ParticleProblem
 from inference.columns import DirectionSums
 from inference.covariance import ColumnSums, ProjectedSums, View, low_shell, orthonormal_to, principal
@@ -21,6 +22,7 @@ _MOST = 20_000  # particles that are read for the start
 _RESOLUTION = 20.0  # of the covariance [Å]
 _SPARE = 8  # directions kept beyond those asked for, before the covariance is solved for exactly
 _PASSES = 3
+_SEARCHES = 6  # passes where poses are searched
 
 
 def moment_start(key: Array, engine: Any, problem: ParticleProblem, shared: Shared) -> Shared:
@@ -32,21 +34,17 @@ def moment_start(key: Array, engine: Any, problem: ParticleProblem, shared: Shar
         problem: the problem.
         shared: shared values so far, `noise` among them; the mean map is taken from them where it is not zero.
 
-    Raises:
-        UsageError: if poses are searched.
+    Poses to be searched are, for the start, the likeliest ones under the mean map.
     """
-    family = problem.family
+    family, few = problem.family, _few(problem)
     if problem.searches:
-        raise UsageError(
-            f"em: {type(family).__name__} with unknown poses needs components to start from. Give --start with a run "
-            "of the same family at known poses."
-        )
-    few = _few(problem)
-    if problem.started:
+        mean, tau2, noise, few = _searched_mean(key, engine, few, shared if problem.started else {})
+        fresh = {"map_tau2": tau2, "noise": noise}
+    elif problem.started:
         mean, noise = family.components(shared)[0], shared["noise"]
         fresh = {"noise": noise}
     else:
-        mean, tau2, noise = _mean(key, engine, few)
+        mean, tau2, noise = _mean(key, engine, few, {}, _PASSES)[:3]
         fresh = {"map_tau2": tau2, "noise": noise}
     components = leading_components(few, mean, noise, family.dims, engine.batch_size)
     spectra = spectra_of(components, family.spectra(shared)[1:])
@@ -76,7 +74,7 @@ def at_all_resolutions(problem: ParticleProblem, mean: Array, noise: Array, dims
         columns.add(table, noise, batch)
     shared = problem.starting(jax.random.key(0))
     maps, _ = columns.maps(problem.family.spectra(shared)[1:])
-    basis = orthonormal_to(mean, maps)
+    basis = orthonormal_to(*_inside(problem.family, mean, maps))
     table, exact = lattice.table(jnp.concatenate([mean[None], basis])), ProjectedSums(full, dims)
     for batch in problem.batches(0, jax.random.key(0), rows):
         exact.add(table, noise, batch)
@@ -94,11 +92,17 @@ def leading_components(problem: ParticleProblem, mean: Array, noise: Array, dims
     table = lattice.table(mean[None])
     for batch in problem.batches(0, jax.random.key(0), rows):
         sums.add(table, noise, batch)
-    basis = orthonormal_to(mean, sums.leading(dims + _SPARE))
+    basis = orthonormal_to(*_inside(problem.family, mean, sums.leading(dims + _SPARE)))
     table, exact = lattice.table(jnp.concatenate([mean[None], basis])), ProjectedSums(view, len(basis))
     for batch in problem.batches(0, jax.random.key(0), rows):
         exact.add(table, noise, batch)
     return principal(basis, exact.solve(), dims)
+
+
+def _inside(family: Any, mean: Array, maps: Array) -> tuple[Array, Array]:
+    """The mean map and components through the mask of the components, if there is one."""
+    masks = family.masks({}) if isinstance(family, Masked) else None
+    return (mean, maps) if masks is None else (mean * masks[-1], maps * masks[-1])
 
 
 def _few(problem: ParticleProblem) -> ParticleProblem:
@@ -111,15 +115,54 @@ def _few(problem: ParticleProblem) -> ParticleProblem:
     return dataclasses.replace(problem, particles=problem.particles.subset(rows), observation=observation)
 
 
-def _mean(key: Array, engine: Any, problem: ParticleProblem) -> tuple[Array, Array, Array]:
-    """The consensus map with its spectrum, and the noise, after a few passes."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed(ParticleProblem):
+    """A problem at the likeliest poses of a table in place of the file's.
+
+    Attributes:
+        table: poses of every particle (`PoseTable`).
+    """
+
+    table: Any = None
+
+    def _grouped(self, batch: Batch) -> Batch:
+        batch, index = super()._grouped(batch), np.asarray(batch.index)
+        places = jnp.asarray(self.table.rotation[index, 0]), jnp.asarray(self.table.shift[index, 0])
+        return dataclasses.replace(batch, rotation=places[0], shift=places[1])
+
+
+def _searched_mean(
+    key: Array, engine: Any, problem: ParticleProblem, start: Shared
+) -> tuple[Array, Array, Array, ParticleProblem]:
+    """The consensus map with its spectrum, the noise, and the problem at the poses that were found for it."""
+    known: Shared = {name: start[name] for name in ("map", "map_tau2", "noise") if name in start}
+    *found, table = _mean(key, engine, problem, known, _SEARCHES)
+    observation = dataclasses.replace(problem.observation, pose=Known(problem.observation.pose.symmetry))
+    fields = {f.name: getattr(problem, f.name) for f in dataclasses.fields(problem)}
+    return *found, Placed(**fields | {"observation": observation, "table": table})
+
+
+def consensus(key: Array, engine: Any, problem: ParticleProblem) -> tuple[Array, Array, Array]:
+    """The mean map with its spectrum, and the noise, after a few passes over the batches of a problem.
+
+    Args:
+        key: random key.
+        engine: an EM.
+        problem: a linear family's, at known poses.
+    """
+    return _mean(key, engine, problem, {}, _PASSES)[:3]
+
+
+def _mean(key: Array, engine: Any, problem: ParticleProblem, start: Shared, passes: int) -> tuple[Any, ...]:
+    """The consensus map with its spectrum, the noise, and the poses, after a few passes."""
     family = problem.family
     given = {name: value for name, value in problem.given.items() if name in ("noise", "junk")}
     inner = ParticleProblem.of(Homogeneous(family.order, family.frame), problem.particles, problem.observation, given)
+    inner = dataclasses.replace(inner, start=start)
     state = engine.init(key, inner)
-    for number in range(_PASSES):
-        for batch in inner.batches(number, key, engine.batch_size):
+    for number in range(passes):
+        for batch in problem.batches(number, key, engine.batch_size):
             state, _ = engine.step(key, inner, state, batch)
         state, _ = engine.sweep(key, inner, state)
     shared = engine.draw(key, inner, state)
-    return shared["map"], shared["map_tau2"], shared["noise"]
+    return shared["map"], shared["map_tau2"], shared["noise"], state.poses

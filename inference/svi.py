@@ -14,16 +14,24 @@ from jax import Array
 from hetmodels.data.batch import Batch
 from hetmodels.families.protocol import Neural
 from hetmodels.plain import PlainProblem, Sites
+from hetmodels.selection import PoseTable
 from hetmodels.tree import pytree
 from inference.amortization import amortization_gap
+from inference.conv_encoder import ConvEncoder
 from inference.elbo import Annealing
 from inference.encoder import Encoder
 from inference.guides import MeanField, Table, TableState
+from inference.importance import importance_gap
 from inference.machine import Machine
+from inference.natural import NaturalSteps
+from inference.pose_table import at_candidates, candidates_report, first_candidates, searched
 from inference.sites import ByGradients, compiled, refuse, settings, split_arrays
 
 _FEWEST_STEPS, _FEWEST_PASSES = 2000, 20
 _HELD_OUT_KEY = 17
+_CUT, _CUTS = 0.2, 2
+_COUNTS = ("rows_at_once", "samples", "patience", "draws", "proposals", "search_every")
+_LOOKS = 8  # draws of the guide whose mean a search looks at
 
 
 @pytree
@@ -40,6 +48,8 @@ class SVIState:
         best: the parameters with the best bound on particles held out.
         best_value: that bound; minus infinity until there is one.
         waited: passes without a better one.
+        rate: what is left of the learning rates after the cuts.
+        poses: candidates of every particle's pose (`PoseTable`) where they are searched; else ().
     """
 
     params: Sites
@@ -51,6 +61,8 @@ class SVIState:
     best: Sites
     best_value: Array
     waited: Array
+    rate: Array
+    poses: Any = ()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -67,8 +79,8 @@ class SVI(ByGradients):
     Attributes:
         guide: of the shared sites: `Point`, `MeanField`, `LowRank`, a class of `numpyro.infer.autoguide`, or a
             function model -> guide.
-        local: of the latents of each particle: a `Table` or an `Encoder`; if none, an encoder where the density is a
-            neural network, else a table.
+        local: of the latents of each particle: a `Table`, an `Encoder` or a `ConvEncoder`; if none, an encoder where
+            the density is a neural network, else a table.
         iterations: passes over the data; if none, 20 or as many as make 2000 steps.
         batch_size: particles per step; all of them if none.
         rows_at_once: particles of a step that go through the model at a time, their gradients being summed; if none,
@@ -78,14 +90,18 @@ class SVI(ByGradients):
         optimiser: an optax transformation in place of both.
         annealing: of the latents' part of the bound.
         samples: draws of the guide per step.
-        patience: of a network, passes without a better bound on the particles held out after which it stops, going
-            back to the best; only with batches, and where the guide knows the latents of other particles too.
+        patience: of a network, passes without a better bound on the particles held out after which it goes back to the
+            best and on with a fifth of the rates, and the third time stops; only with batches, and where the guide
+            knows the latents of other particles too.
         draws: draws of the shared values taken from the fitted guide.
         proposals: draws per particle about its q by which the latents are integrated in the end.
+        finish: steps of each particle's q by itself, in the end, from what an encoder gives; None for its word alone.
+        search_every: passes between two searches of the poses, where they are unknown and the family is linear: the
+            bound sums over the candidates of the last search (`Unknown.poses` per particle).
     """
 
     guide: Callable[..., Any] = MeanField()  # noqa: RUF009
-    local: Table | Encoder | None = None
+    local: Table | Encoder | ConvEncoder | None = None
     iterations: int | None = None
     batch_size: int | None = 32
     rows_at_once: int | None = None
@@ -97,10 +113,14 @@ class SVI(ByGradients):
     patience: int | None = 5
     draws: int = 100
     proposals: int = 32
+    finish: NaturalSteps | None = NaturalSteps()  # noqa: RUF009
+    search_every: int = 2
+
+    sums_poses = True
 
     def __post_init__(self) -> None:
         self._check()
-        counts = {n: getattr(self, n) for n in ("rows_at_once", "samples", "patience", "draws", "proposals")}
+        counts = {n: getattr(self, n) for n in _COUNTS}
         wrong = {name: value for name, value in counts.items() if value is not None and value < 1}
         if wrong:
             raise ValueError(f"SVI: {', '.join(wrong)} must be at least 1, got {', '.join(map(str, wrong.values()))}.")
@@ -129,6 +149,8 @@ class SVI(ByGradients):
         refuse(problem, "svi")
         rows = math.ceil(problem.size / self.steps_per_pass(problem))
         batch = problem.whole() if self.whole else next(iter(problem.batches(0, key, rows, False)))
+        poses = first_candidates(jax.random.fold_in(key, 2), problem)
+        batch = at_candidates(poses, batch)
         machine = Machine(problem, self.guide, self.local or _local(problem), batch, key)
         compiled(problem, self, lambda: (machine, self._compiled_step(problem, machine, batch)))
         key_table = jax.random.fold_in(key, 1)
@@ -138,23 +160,24 @@ class SVI(ByGradients):
         zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
         begin = machine.first
         optimiser = self._optimiser(problem).init(begin)
-        return SVIState(begin, optimiser, table, none, zero, none, begin, zero - jnp.inf, none)
+        return SVIState(begin, optimiser, table, none, zero, none, begin, zero - jnp.inf, none, zero + 1, poses)
 
     def step(self, key: Array, problem: PlainProblem, state: SVIState, batch: Any) -> tuple[SVIState, dict[str, Any]]:
         """One step on a batch."""
         machine, update = self._machine(problem)
-        arrays, _ = split_arrays(batch)
+        arrays, _ = split_arrays(at_candidates(state.poses, batch))
         index = machine.rows(batch) if machine.tabled else None
         moving = state.params, state.optimiser, state.steps, state.objective, state.batches
-        moving, table = update(state.table, moving, index, arrays, key)
+        moving, table = update(state.table, moving, index, arrays, state.rate, key)
         names = ("params", "optimiser", "steps", "objective", "batches")
         return dataclasses.replace(state, table=table, **dict(zip(names, moving, strict=True))), {}
 
     def sweep(self, key: Array, problem: PlainProblem, state: SVIState) -> tuple[SVIState, dict[str, Any]]:
         """Report the mean bound of the pass, and that of particles held out; keep the best."""
         state, mean = self.began(state)
-        info: dict[str, Any] = {"objective": mean}
         machine, _ = self._machine(problem)
+        state = self._searched(key, problem, state, machine)
+        info: dict[str, Any] = {"objective": mean} | candidates_report(problem, state.poses)
         if self.whole or self.patience is None or not machine.network or machine.tabled:
             return state, info
         value = machine.held_out(state.params, jax.random.key(_HELD_OUT_KEY))
@@ -165,11 +188,28 @@ class SVI(ByGradients):
         if value > float(state.best_value) or passes <= self.annealing.passes:
             none = jnp.zeros((), jnp.int32)
             return dataclasses.replace(state, best=state.params, best_value=jnp.asarray(value), waited=none), info
-        return dataclasses.replace(state, waited=state.waited + 1), info
+        waited = state.waited + 1
+        if int(waited) < self.patience or self._cut(state):
+            return dataclasses.replace(state, waited=waited), info
+        none = jnp.zeros((), jnp.int32)
+        return dataclasses.replace(state, params=state.best, rate=_CUT * state.rate, waited=none), info
+
+    def _cut(self, state: SVIState) -> bool:
+        """Whether the learning rates have been cut for the last time."""
+        return float(state.rate) < 1.5 * _CUT**_CUTS
+
+    def _searched(self, key: Array, problem: Any, state: SVIState, machine: Machine) -> SVIState:
+        """With the candidates of a new search, where one is due."""
+        passes = round(int(state.steps) / self.steps_per_pass(problem))
+        if not isinstance(state.poses, PoseTable) or passes % self.search_every or passes >= self.passes(problem):
+            return state
+        drawn = machine.draws(state.params, jax.random.split(key, 1 if machine.point else _LOOKS))
+        mean = {name: value.mean(0) for name, value in drawn.items()}
+        return dataclasses.replace(state, poses=searched(key, problem, state.poses, mean))
 
     def finished(self, state: SVIState) -> bool:
-        """Whether the bound of the particles held out has stopped rising."""
-        return self.patience is not None and int(state.waited) >= self.patience
+        """Whether the bound of the particles held out has stopped rising, at the lowest rates too."""
+        return self.patience is not None and int(state.waited) >= self.patience and self._cut(state)
 
     def draw(self, key: Array, problem: PlainProblem, state: SVIState) -> Sites:
         """One draw of the guide."""
@@ -189,14 +229,21 @@ class SVI(ByGradients):
     def proposal(self, problem: PlainProblem, state: SVIState) -> Callable[[Any], Any] | None:
         """Centre and precision of q of a batch's latents, for `Problem.infer`; None where q has no width."""
         machine, _ = self._machine(problem)
-        return machine.proposal(_kept(state), state.table)
+        return machine.proposal(_kept(state), state.table, self.finish)
 
     def extra(self, problem: PlainProblem, state: SVIState) -> dict[str, np.ndarray]:
-        """`amortization_gap` of some particles [nats] where an encoder gave their q, see `inference.amortization`."""
+        """What q of some particles misses [nats]: `importance_gap`, and of an encoder's `amortization_gap`.
+
+        See `inference.importance` and `inference.amortization`; both of what was trained, before `finish`.
+        """
         machine, _ = self._machine(problem)
-        if machine.latents is None or machine.tabled:
+        latents, params = machine.latents, _kept(state)
+        if latents is None or machine.law.precision(machine.law.first(latents.dims), latents.dims) is None:
             return {}
-        return {"amortization_gap": amortization_gap(machine, _kept(state), self.rows_at_once)}
+        found = {"importance_gap": importance_gap(machine, params, state.table, self.rows_at_once)}
+        if machine.tabled:
+            return found
+        return found | {"amortization_gap": amortization_gap(machine, params, self.rows_at_once)}
 
     def _machine(self, problem: PlainProblem) -> tuple[Machine, Callable]:
         return compiled(problem, self, lambda: None)
@@ -228,7 +275,7 @@ class SVI(ByGradients):
         rate = self.local.rate if isinstance(self.local, Table) else Table().rate
 
         def update(
-            table: TableState | None, moving: tuple, index: Array | None, arrays: list[Array], key: Array
+            table: TableState | None, moving: tuple, index: Array | None, arrays: list[Array], left: Array, key: Array
         ) -> tuple[tuple, TableState | None]:
             params, optimiser, steps, objective, batches = moving
             beta = self.annealing.beta(steps / per_pass)
@@ -244,6 +291,7 @@ class SVI(ByGradients):
             slopes = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             elbo, slope, row_slope = _summed(slopes, params, numbers, arrays, key, parts)
             move, optimiser = transformation.update(slope, optimiser, params)
+            move = jax.tree.map(lambda step: left * step, move)
             if table is not None and index is not None and row_slope is not None:
                 table = table.stepped(index, row_slope, rate * self._decay(problem, steps))
             return (optax.apply_updates(params, move), optimiser, steps + 1, objective + elbo, batches + 1), table
@@ -274,7 +322,7 @@ def _summed(
     return elbo, slope, None if numbers is None else row_slope.reshape(numbers.shape)
 
 
-def _local(problem: PlainProblem) -> Table | Encoder:
+def _local(problem: PlainProblem) -> Table | Encoder | ConvEncoder:
     return Encoder() if isinstance(getattr(problem, "family", None), Neural) else Table()
 
 

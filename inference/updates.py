@@ -80,7 +80,7 @@ def junk_share(sums: Sums, obs: Observation) -> Array:
     return jnp.asarray(np.clip(share, 1e-4, 0.5), jnp.float32)
 
 
-def expanded(maps: Array, spectra: Array, latent: np.ndarray) -> tuple[Array, Array]:
+def expanded(maps: Array, spectra: Array, latent: np.ndarray, masks: Array | None = None) -> tuple[Array, Array]:
     """Maps that take over the mean and the covariance found of the latents (PX-EM; Liu 1998, Biometrika 85).
 
     The latents' prior N(0, I) is freed to N(m, L L^T) for the pass and fixed again: V_0 + sum_j m_j V_j is the mean
@@ -90,6 +90,7 @@ def expanded(maps: Array, spectra: Array, latent: np.ndarray) -> tuple[Array, Ar
         maps: the mean and the components, (copies, 1 + dims, N, N, N).
         spectra: their prior variances, (1 + dims, shells).
         latent: sum over particles of E[(1, z) (1, z)^T], (1 + dims, 1 + dims).
+        masks: of the maps, 1 for the mean and one for all components, (1 + dims, N, N, N); none if None.
     """
     moments = latent / latent[0, 0]
     mean = moments[0, 1:]
@@ -97,7 +98,12 @@ def expanded(maps: Array, spectra: Array, latent: np.ndarray) -> tuple[Array, Ar
     change = np.eye(len(latent))
     change[1:, 0], change[1:, 1:] = mean, root
     own = np.concatenate([np.asarray(spectra[:1]), (root**2).T @ np.asarray(spectra[1:])])
-    return jnp.einsum("lm,clzyx->cmzyx", jnp.asarray(change, jnp.float32), maps), jnp.asarray(own, jnp.float32)
+    new = jnp.einsum("lm,clzyx->cmzyx", jnp.asarray(change, jnp.float32), maps)
+    if masks is not None:  # the mean takes over what is seen of the components
+        shift = jnp.tensordot(jnp.asarray(mean, jnp.float32), maps[:, 1:] * masks[1:], (0, 1))
+        ball = Ball(maps.shape[-1])
+        new = new.at[:, 0].set(maps[:, 0] + ball.filter(shift, jnp.ones(ball.shells)))
+    return new, jnp.asarray(own, jnp.float32)
 
 
 def matched(maps: Array, nodes: int) -> np.ndarray:

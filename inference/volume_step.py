@@ -19,7 +19,14 @@ from hetmodels.local import Pairs
 
 @partial(jax.jit, static_argnames=("lattice", "steps", "pairs"))
 def volume_step(
-    lattice: Lattice, maps: Array, residual: Array, weights: Array, spectra: Array, steps: int, pairs: Pairs
+    lattice: Lattice,
+    maps: Array,
+    residual: Array,
+    weights: Array,
+    spectra: Array,
+    steps: int,
+    pairs: Pairs,
+    support: Array | None = None,
 ) -> tuple[Array, Array]:
     """New maps, and by how much at least the log posterior rises [nats].
 
@@ -31,9 +38,11 @@ def volume_step(
         spectra: tau^2, (components, shells).
         steps: conjugate-gradient steps.
         pairs: which components l <= m the columns of H couple; (l, l) is among them for each l.
+        support: soft masks through which the maps are seen, (components, N, N, N); all of them if None.
     """
     ball = Ball(lattice.size)
     count = len(maps)
+    seen = 1.0 if support is None else support
     prior = jnp.where(spectra > 0, 1 / jnp.maximum(spectra, 1e-30), 0.0)
 
     def mix(columns: Array) -> Array:
@@ -49,7 +58,7 @@ def volume_step(
         return lattice.size * ball.filter(x, prior)
 
     def curvature(x: Array) -> Array:
-        return _in_band(ball, lattice.adjoint(mix(lattice.table(x)))) + prior_force(x)
+        return _in_band(ball, seen * lattice.adjoint(mix(lattice.table(seen * x)))) + prior_force(x)
 
     precision = jnp.stack([data_precision(lattice, weights[:, pairs.index((i, i))]) for i in range(count)])
     inverse = 1 / (precision + prior[:, ball.shell] + 1e-20) * ball.mask / lattice.size
@@ -57,7 +66,7 @@ def volume_step(
     def precondition(x: Array) -> Array:
         return ball.map(ball.transform(x) * inverse)
 
-    gradient = _in_band(ball, lattice.adjoint(residual)) - prior_force(maps)
+    gradient = _in_band(ball, seen * lattice.adjoint(residual)) - prior_force(maps)
     move = _conjugate_gradients(curvature, precondition, gradient, steps)
     return maps + move, 0.5 * jnp.sum(gradient * move)
 
@@ -84,14 +93,20 @@ def _conjugate_gradients(apply, precondition, target: Array, steps: int) -> Arra
 
 
 @partial(jax.jit, static_argnames=("lattice", "pairs"))
-def certainty(lattice: Lattice, weights: Array, spectra: Array, pairs: Pairs) -> tuple[Array, Array, Array]:
+def certainty(
+    lattice: Lattice, weights: Array, spectra: Array, pairs: Pairs, masks: Array | None = None
+) -> tuple[Array, Array, Array]:
     """How far the data determine each Fourier voxel of the maps, voxels taken as independent, components jointly.
+
+    Of masked maps the data see a part only: as many directions as the mask has of the box are determined as the whole
+    would be, the others not at all.
 
     Args:
         lattice: the padded grid.
         weights: H, see `volume_step`.
         spectra: tau^2, (components, shells).
         pairs: see `volume_step`.
+        masks: of the maps, (components, N, N, N): 1 for the first and the same for all others.
 
     Returns:
         The data's precision of each component (components, N, N, N//2+1); the share of the posterior that is theirs
@@ -109,7 +124,13 @@ def certainty(lattice: Lattice, weights: Array, spectra: Array, pairs: Pairs) ->
         whole = whole.at[..., i, j].add(scaled)
         whole = whole if i == j else whole.at[..., j, i].add(scaled)
     determined = 1 - jnp.moveaxis(jnp.diagonal(jnp.linalg.inv(whole), axis1=-2, axis2=-1), -1, 0)
-    return h, jnp.clip(determined, 0, 1), jnp.linalg.slogdet(whole)[1]
+    determined, log_det = jnp.clip(determined, 0, 1), jnp.linalg.slogdet(whole)[1]
+    if masks is None:
+        return h, determined, log_det
+    inside = jnp.mean(masks[-1] ** 2)
+    alone = jnp.zeros_like(h).at[0].set(h[0] / (h[0] + prior[0]))
+    log_det = inside * log_det + (1 - inside) * jnp.log1p(h[0] / prior[0])
+    return h, inside * determined + (1 - inside) * alone, log_det
 
 
 @partial(jax.jit, static_argnames="lattice")

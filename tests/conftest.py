@@ -7,7 +7,7 @@ import pytest
 
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers share the processors
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("HETMODELS_TEST_PLATFORM", "cpu"))
 

@@ -26,6 +26,7 @@ LAYERS = [
         "hetmodels.problem",
         "hetmodels.plain",
         "hetmodels.polish",
+        "hetmodels.pose_sum",
         "hetmodels.posterior",
         "hetmodels.recipe",
         "hetmodels.scoring",

@@ -20,7 +20,7 @@ from hetmodels.data.batch import Batch
 from hetmodels.data.particles import Particles
 from hetmodels.errors import DataError
 from hetmodels.families.homogeneous import Homogeneous
-from hetmodels.families.protocol import Frame, Linear
+from hetmodels.families.protocol import Frame, Linear, Moving, shown
 from hetmodels.imaging.ball import Ball
 from hetmodels.local import (
     centred_images,
@@ -32,6 +32,7 @@ from hetmodels.local import (
     shell_statistics,
 )
 from hetmodels.model import Observed, integrable, per_particle, render
+from hetmodels.moving import moving_power
 from hetmodels.observation import Contrast, Known, Observation, Outliers, Radial
 from hetmodels.posterior import Posterior
 
@@ -132,10 +133,14 @@ Power = Callable[[dict[str, Array], Batch, dict[str, Array], Array], Array]
 
 def _exact_power(family: Any, observation: Observation) -> Power:
     """E|y - f|^2 per shell over the noise variance, summed over the pixels: latents integrated in closed form."""
+    if isinstance(family, Moving):
+        return lambda shared, batch, latents, key: (
+            moving_power(family, shared, batch, observation, shared["noise"]) / shared["noise"][batch.group]
+        )
 
     def power(shared: dict[str, Array], batch: Batch, latents: dict[str, Array], key: Array) -> Array:
         lattice = component_lattice(family)
-        slices, _ = component_slices(lattice, lattice.table(family.components(shared)), batch, observation)
+        slices, _ = component_slices(lattice, lattice.table(shown(family, shared)), batch, observation)
         images, pairs = centred_images(batch, observation), mixing_pairs(family, shared)
         found = shell_statistics(images, slices, batch.ctf, observation.disc, pairs)
         variance = shared["noise"][batch.group]

@@ -8,6 +8,7 @@ import numpy as np
 
 from hetmodels.analysis import fourier
 from hetmodels.errors import UsageError
+from hetmodels.families.protocol import Moving
 from hetmodels.imaging.grids import Disc
 from hetmodels.posterior import Posterior
 
@@ -58,7 +59,8 @@ def _over_draws(posterior: Posterior, z: Any) -> np.ndarray:
 def _of_point(posterior: Posterior, z: Any) -> float:
     """b(z)ᵀ (H E[b bᵀ] + T)⁻¹ b(z) summed over Fourier space: H from the images' mean information, T the prior."""
     family, known = posterior.family, posterior.extra.get("information")
-    if known is None or not hasattr(family, "components") or not hasattr(family, "spectra"):
+    still = hasattr(family, "components") and hasattr(family, "spectra") and not isinstance(family, Moving)
+    if known is None or not still:
         raise UsageError(
             f"standard deviation: a point estimate of {type(family).__name__} does not tell how well its maps are "
             "known; fit it by an engine that draws samples."

@@ -17,6 +17,8 @@ COMMANDS: dict[str, str] = {
     "volumes": "maps of a run at chosen conformations, particles or classes",
     "analyze": "a report of a run: what it found, how far to trust it, what to do next",
     "evaluate": "score a run against ground truth",
+    "import": "score the latents of another program under our likelihood, for compare",
+    "benchmark": "score families and engines on sets of known heterogeneity, with published scores beside",
     "compare": "which of several runs the data support, by particles that none has trained on",
     "select": "take particles by class, conformation or probability back to RELION or cryoSPARC",
     "families": "the kinds of heterogeneity there are, and their settings",

@@ -149,6 +149,8 @@ def _sampler(posterior: "Posterior") -> "Sampler | None":
     from inference.diagnostics import functionals, summary
 
     table = summary(posterior)
+    drawn = np.asarray(table["sd"] > 0)
+    table = table[drawn] if drawn.any() else table  # the others were given
     worst = table.sort_values("r_hat" if "r_hat" in table else "ess_bulk", ascending="r_hat" not in table)
     rows: dict[str, dict[str, Any]] = worst.head(_TABLE).to_dict("index")
     flat = {
@@ -156,6 +158,7 @@ def _sampler(posterior: "Posterior") -> "Sampler | None":
         for name, v in functionals(posterior).items()
         for i, part in enumerate(np.moveaxis(v.reshape(*v.shape[:2], -1), -1, 0))
     }
-    order = dict(zip(table.index, flat, strict=True))
+    labels = np.array(list(flat))[drawn] if drawn.any() else list(flat)
+    order = dict(zip(table.index, labels, strict=True))
     draws = {label: flat[order[label]] for label in list(rows)[:_PLOTTED]}
     return Sampler(rows, draws, posterior.stats.get("energy"))

@@ -16,6 +16,7 @@ from hetmodels.run_directory import RunDirectory, available_memory, require_spac
 
 _log = logging.getLogger("hetmodels.fit")
 _FEWEST = 100
+_EDGE = 5  # pixels of the soft edge of a spherical mask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="em", help="inference engine (`hetmodels engines`)")
     parser.add_argument(
         "--pose", choices=("known", "refine", "search"), default="known",
-        help="the file's poses are exact, centres of a Gaussian prior, or unknown (then a map to start from is needed)",
+        help="the file's poses are exact, centres of a Gaussian prior, or unknown",
     )  # fmt: skip
     parser.add_argument("--symmetry", metavar="G", help="point group: C1, C4, D2, T, O, I1 … (under em)")
     parser.add_argument("--seed", type=number(int, 0), default=0, metavar="S", help="seed of all random numbers")
@@ -52,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="random starts of a family with classes: the best is kept, and whether they agree is told (default 1)",
     )  # fmt: skip
     parser.add_argument("--given", type=Path, metavar="RUN", help="take spectra and noise from another run")
-    parser.add_argument("--mask", type=Path, metavar="MASK.mrc", help="mask of the FSC; made from the map if left out")
+    parser.add_argument(
+        "--mask", type=Path, metavar="MASK.mrc",
+        help="mask of the FSC, or of the components of a subspace (then none: no mask); made from the data if left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mask-diameter", type=number(float, above=0), metavar="A", help="a soft sphere as the mask of the FSC [Å]"
+    )
     particle_options(parser)
     machine_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
@@ -72,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         options = job.options()
         with run_folder(args, job.tables(), job.particles.data_hash) as folder:
             job.speak()
-            posterior = job.fit(folder, options)
+            posterior = job.fit(folder, job.masked(folder, options))
             from hetmodels.cli.results import write_results
 
             metrics = write_results(folder, posterior, job.particles, job.mask)
@@ -93,6 +100,7 @@ class _Job:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from hetmodels.cli import settings
+        from hetmodels.cli.support import with_mask
         from hetmodels.families import FAMILIES
         from inference import ENGINES
         from inference.engine import require
@@ -105,6 +113,7 @@ class _Job:
         self.family = settings.build(settings.load(args.family, FAMILIES, "family"), "family", values)
         self.engine = settings.build(settings.load(args.engine, ENGINES, "engine"), "engine", values)
         require(self.family, self.engine)
+        self.family = with_mask(self.family, args.mask)
         self.halves = args.halves if args.halves is not None else (args.family, args.engine) == ("homogeneous", "em")
         self._check_options()
         self.particles = open_particles(args)
@@ -125,12 +134,17 @@ class _Job:
             raise UsageError(f"fit: {args.engine} starts several chains itself (engine.chains); leave out --starts.")
         if args.ini_high and not args.reference:
             raise UsageError("fit: --ini-high is the low-pass of --reference; give a map, or leave it out.")
-        if args.pose == "search" and not (args.start or args.reference):
+        finds = hasattr(self.engine, "ab_initio") and self.engine.ab_initio.serves(self.family)
+        if args.pose == "search" and not (args.start or args.reference or finds):
             raise UsageError(
-                "fit: --pose search needs a map to start from: --reference MAP.mrc (with --ini-high A) or --start."
+                f"fit: --pose search with {args.family} under {args.engine} needs a map to start from: --reference "
+                "MAP.mrc (with --ini-high A) or --start. Em finds one by itself."
             )
-        if args.mask and not self.halves:
-            raise UsageError("fit: --mask is for the FSC of half maps, and this run keeps none. Leave out one of them.")
+        mask = args.mask and not hasattr(self.family, "mask")
+        if (mask or args.mask_diameter) and not self.halves:
+            raise UsageError("fit: a mask is for the FSC of half maps, and this run keeps none. Leave out one of them.")
+        if args.mask and args.mask_diameter:
+            raise UsageError("fit: --mask and --mask-diameter are two masks of the same FSC. Leave out one of them.")
 
     def _check(self) -> list[str]:
         """Refuse what gives no map; returns warnings."""
@@ -235,7 +249,9 @@ class _Job:
         """The mask of the FSC, if one was given."""
         from hetmodels.analysis import masks
 
-        path, mine = self.args.mask, self.particles
+        path, mine = None if hasattr(self.family, "mask") else self.args.mask, self.particles
+        if self.args.mask_diameter:
+            return masks.sphere(mine.size, mine.spacing, self.args.mask_diameter / 2, _EDGE * mine.spacing)
         return None if path is None else masks.from_file(path, mine.size, mine.spacing)
 
     def _limit(self) -> float:
@@ -270,6 +286,13 @@ class _Job:
                 f"{'allowed' if limit < available_memory() else 'free'}. {advice(need, limit, *self.parts)}"
             )
 
+    def masked(self, folder: RunDirectory, options: dict[str, Any]) -> dict[str, Any]:
+        """Give the components of a subspace their mask; the options of the fit that follow."""
+        from hetmodels.cli.support import masked_by_data
+
+        self.family, options = masked_by_data(self.family, self.engine, self.particles, options, folder)
+        return options
+
     def fit(self, folder: RunDirectory, options: dict[str, Any]) -> Any:
         """Run the engine with its progress bar, trace and checkpoints."""
         from hetmodels.cli.starts import fit_starts
@@ -281,13 +304,14 @@ class _Job:
         from hetmodels.cli.forecast import measured_time, predicted_disk, predicted_memory
         from hetmodels.observation import Radial
         from inference.fitting import make_problem
+        from inference.pose_table import summed
 
         self.speak()
         options = self.options()
         key = options.pop("key")
         problem = make_problem(self.family, self.particles, **({"noise": Radial()} | options))
         memory, disk = predicted_memory(*self.parts), predicted_disk(*self.parts)
-        seconds = measured_time(self.engine, problem, key)
+        seconds = measured_time(self.engine, summed(self.engine, problem), key)
         text = (
             f"memory: about {memory['total'] / 1e9:.2f} GB, {self._limit() / 1e9:.2f} GB are there\n"
             f"time:   at most {seconds['total']:.0f} s in {seconds['passes']} passes, and about "

@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("particles", type=Path, metavar="PARTICLES", help="RELION .star, cryoSPARC .cs, or .mrcs stack")
     particle_options(parser)
+    parser.add_argument(
+        "--check", action="store_true",
+        help="try by a short back-projection whether contrast, shifts, CTF and pixel size are what the file says",
+    )  # fmt: skip
     json_option(parser)
 
 
@@ -57,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if images.problem:
         found = [Problem("error", images.problem), *found]
     data = describe(table, images, found)
+    if args.check:
+        data["conventions"] = _conventions(table, images, args.datadir)
     emit(args, data, report(data))
     return 0
 
@@ -77,6 +83,23 @@ def look_for_images(table: "Metadata", datadir: Path | None) -> Images:
     except DataError as error:
         return Images(True, len(names), declared, "found, but they cannot be used", str(error))
     return Images(True, len(names), stacks.box, f"found, box {stacks.box}", notes=stacks.notes)
+
+
+def _conventions(table: "Metadata", images: Images, datadir: Path | None) -> list[dict[str, Any]]:
+    """What a back-projection says of the conventions.
+
+    Raises:
+        DataError: if the images are not there, or cannot be used.
+    """
+    from hetmodels.analysis.conventions import BOX, check_conventions
+    from hetmodels.data.particles import Particles
+
+    if not images.found or images.problem or images.box is None:
+        raise DataError(f"inspect: --check reads the images, which are {images.text} Give their folder with --datadir.")
+    box = min(images.box - images.box % 2, BOX)
+    particles = Particles.from_metadata(table, datadir=datadir, box=box)
+    found = [dataclasses.asdict(finding) for finding in check_conventions(particles)]
+    return [{k: None if v != v else v for k, v in finding.items()} for finding in found]
 
 
 def describe(table: "Metadata", images: Images, found: "list[Problem]") -> dict[str, Any]:
@@ -192,7 +215,16 @@ def report(data: dict[str, Any]) -> str:
             lines.append(f"{label:<12} {listed}" + (", …" if len(data[key]) > 8 else ""))
     lines += [f"note: {note}" for note in data["notes"]]
     lines += [f"{problem['severity']}: {problem['text']}" for problem in data["problems"]]
-    return "\n".join(lines if data["problems"] else [*lines, "no problems found"])
+    lines += [] if data["problems"] else ["no problems found"]
+    return "\n".join([*lines, *(_checked(finding) for finding in data.get("conventions", []))])
+
+
+def _checked(finding: dict[str, Any]) -> str:
+    verdict = {True: "right", False: "WRONG", None: "open"}[finding["right"]]
+    told = finding["right"] is False and finding["gain"] is not None
+    gain = f", by {finding['gain']:.3g} ± {finding['error']:.1g} nats per particle" if told else ""
+    cure = f". Cure: {finding['cure']}" if finding["cure"] else ""
+    return f"check        {finding['name']} {verdict}: {finding['words']}{gain}{cure}"
 
 
 def _added(value: Any, form: str) -> str:

@@ -1,20 +1,25 @@
 """What a finished fit leaves in its folder: posterior.nc, particles.star, maps and metrics."""
 
+import logging
 from typing import Any
 
 import numpy as np
 
 from hetmodels.analysis import masks
 from hetmodels.analysis.fsc import HalfMaps, half_map_fsc, write_fsc_star
+from hetmodels.analysis.local_resolution import local_resolution
 from hetmodels.analysis.particle_maps import solvent_zero
 from hetmodels.analysis.sharpening import guinier_fit, sharpen
 from hetmodels.data.export import write_particles
 from hetmodels.data.fields import euler_angles
 from hetmodels.data.maps import write_map
 from hetmodels.data.particles import Particles
+from hetmodels.errors import DataError
+from hetmodels.families.protocol import Moving
 from hetmodels.posterior import Posterior
 from hetmodels.run_directory import RunDirectory
 
+_log = logging.getLogger("hetmodels.fit")
 _FEWEST_SHELLS = 4
 
 
@@ -83,6 +88,8 @@ def _write_maps(
     family = posterior.family
     if family is None:
         return {}
+    if isinstance(family, Moving):
+        return _write_at_rest(run, posterior, size, spacing, mask)
     if hasattr(family, "grids"):
         return _write_classes(run, posterior, size, spacing, mask)
     prior = family.conformation(posterior.shared_point())
@@ -95,10 +102,30 @@ def _write_maps(
     write_map(run.map, joined, spacing)
     if "half_maps" not in posterior.extra:
         return {}
-    halves = [solvent_zero(m) for m in posterior.extra["half_maps"][:, 0]]
-    write_map(run.half1, halves[0], spacing)
-    write_map(run.half2, halves[1], spacing)
-    return _write_validation(run, joined, halves, spacing, mask)
+    return _write_halves(run, joined, posterior.extra["half_maps"][:, 0], spacing, mask)
+
+
+def _write_at_rest(
+    run: RunDirectory, posterior: Posterior, size: int, spacing: float, mask: np.ndarray | None
+) -> dict[str, Any]:
+    """The map with every body at rest, and where there are half maps theirs likewise."""
+    family, shared = posterior.family, posterior.shared_point()
+    rest = np.zeros(posterior.local["mean"].shape[1], np.float32)
+    joined = solvent_zero(np.asarray(posterior.volume_at(rest).density(size, spacing)))
+    write_map(run.map, joined, spacing)
+    if "half_maps" not in posterior.extra:
+        return {}
+    seen = np.asarray(family.support(shared)) * posterior.extra["half_maps"]
+    return _write_halves(run, joined, seen.sum(1), spacing, mask)
+
+
+def _write_halves(
+    run: RunDirectory, joined: np.ndarray, halves: np.ndarray, spacing: float, mask: np.ndarray | None
+) -> dict[str, Any]:
+    first, second = (solvent_zero(half) for half in halves)
+    write_map(run.half1, first, spacing)
+    write_map(run.half2, second, spacing)
+    return _write_validation(run, joined, [first, second], spacing, mask)
 
 
 def _write_classes(
@@ -142,4 +169,23 @@ def _write_validation(
     line = guinier_fit(joined, curve)
     bfactor = line.bfactor if line is not None and line.shells >= _FEWEST_SHELLS else 0.0
     write_map(run.sharpened, sharpen(joined, curve, bfactor).astype(np.float32), spacing)
-    return metrics | {"bfactor": bfactor}
+    return metrics | {"bfactor": bfactor} | _write_local_resolution(run, halves, spacing, mask, crossing.resolution)
+
+
+def _write_local_resolution(
+    run: RunDirectory, halves: list[np.ndarray], spacing: float, mask: np.ndarray, resolution: float
+) -> dict[str, Any]:
+    """Local resolution in windows seven times as wide as the resolution, less where the mask is too small for them."""
+    found, failed = None, None
+    for times in (7, 5, 3, 1):
+        width = min(max(50.0, 10 * spacing, times * resolution), len(mask) * spacing)
+        try:
+            found = local_resolution(halves[0], halves[1], spacing, mask, step=width / 2, radius=width / 4, edge=width / 2)
+            break
+        except DataError as error:
+            failed = error
+    if found is None:
+        _log.warning("no map of the local resolution: %s", failed)
+        return {}
+    write_map(run.local_resolution, found.map(), spacing)
+    return {"local_resolution_median": float(np.median(found.resolution)), "local_resolution_window": width}

@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules = parser.add_argument_group("which particles (all rules must hold)")
     rules.add_argument("--class", dest="classes", type=number(int, 1), nargs="+", metavar="K", help="class, from 1")
     rules.add_argument(
+        "--cluster",
+        type=number(int, 1),
+        nargs="+",
+        metavar="K",
+        help="cluster of the latents, from 1, as in the report",
+    )
+    rules.add_argument(
         "--box-in-latent",
         type=latent_box,
         metavar="LO:HI,LO:HI",
@@ -36,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     probability = number(float, 0, 1)
     rules.add_argument("--min-probability", type=probability, metavar="P", help="least probability of the class")
     rules.add_argument("--max-outlier", type=probability, metavar="P", help="largest probability of being an outlier")
+    rules.add_argument("--min-outlier", type=probability, metavar="P", help="least of it, to look at what was rejected")
     rules.add_argument(
         "--rows", type=Path, metavar="FILE", help="rows of the table, from 0, one to a line, as the report saves them"
     )
@@ -177,16 +185,21 @@ def chosen_rules(args: argparse.Namespace) -> list[Callable[[Source], np.ndarray
     rules: list[Callable[[Source], np.ndarray]] = []
     if args.classes is not None:
         rules.append(lambda source: _in_classes(source, args.classes))
+    if args.cluster is not None:
+        rules.append(lambda source: _in_clusters(source, args.particles, args.cluster))
     if args.min_probability is not None:
         rules.append(lambda source: _required(source, "ClassProbability") >= args.min_probability)
     if args.max_outlier is not None:
         rules.append(lambda source: _required(source, "OutlierProbability") <= args.max_outlier)
+    if args.min_outlier is not None:
+        rules.append(lambda source: _required(source, "OutlierProbability") >= args.min_outlier)
     rules += [_axis_rule(axis, span) for axis, span in enumerate(args.box_in_latent or [], 1)]
     if args.rows is not None:
         rules.append(lambda source: _in_file(source, args.rows))
     if not rules:
         raise UsageError(
-            "select: say which particles: --class, --box-in-latent, --min-probability, --max-outlier or --rows."
+            "select: say which particles: --class, --cluster, --box-in-latent, --min-probability, --max-outlier, "
+            "--min-outlier or --rows."
         )
     return rules
 
@@ -198,6 +211,25 @@ def _in_classes(source: Source, classes: Sequence[int]) -> np.ndarray:
         there = ", ".join(f"{value:g}" for value in np.unique(values)[:20])
         raise DataError(f"{source.path}: no particle is in class {missing[0]}; there are classes {there}.")
     return np.isin(values, classes)
+
+
+def _in_clusters(source: Source, run_path: Path, numbers: Sequence[int]) -> np.ndarray:
+    """Whether each row is in one of the clusters of the run's latents."""
+    from hetmodels.analysis.clusters import clusters
+    from hetmodels.posterior import Posterior
+    from hetmodels.run_directory import RunDirectory
+
+    if not run_path.is_dir():
+        raise UsageError(f"select: --cluster needs the folder of a run, got {run_path}.")
+    found = clusters(Posterior.load(RunDirectory.open(run_path).posterior))
+    if len(found.number) != len(source):
+        raise DataError(
+            f"{source.path}: must have the particles of the run's posterior.nc, found {len(source)} and "
+            f"{len(found.number)}."
+        )
+    if max(numbers) > len(found):
+        raise DataError(f"{run_path}: clusters are counted from 1 and there are {len(found)}, got {max(numbers)}.")
+    return np.isin(found.number + 1, numbers)
 
 
 def _axis_rule(axis: int, span: Span) -> Callable[[Source], np.ndarray]:

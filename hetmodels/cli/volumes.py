@@ -82,6 +82,7 @@ def point(text: str) -> tuple[float, ...]:
 def run(args: argparse.Namespace) -> int:
     """Write the maps and the script."""
     from hetmodels.analysis.masks import automatic_threshold
+    from hetmodels.cli.chimerax import movie
     from hetmodels.data.maps import write_map
 
     if args.n is not None and args.along is None:
@@ -101,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         level = level or automatic_threshold(found.values)
     script = folder / "volumes.cxc"
     write_text(script, chimerax(list(chosen), level))
+    if len(series := [name for name in chosen if not name.endswith("_sd.mrc")]) > 1:
+        write_text(folder / "movie.cxc", movie(series, level))
     data: dict[str, Any] = {"folder": folder, "maps": list(chosen), "script": script.name}
     text = f"{len(chosen)} maps in {folder}; open them with: chimerax {script}"
     if args.kernel:

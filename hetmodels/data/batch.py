@@ -2,6 +2,7 @@
 
 from jax import Array
 
+from hetmodels.imaging.poses import Support
 from hetmodels.tree import pytree
 
 
@@ -25,6 +26,7 @@ class Batch:
         held_out: 1 where the particle must not train, int32 (rows,).
         weight: 1, or 0 for padding, float32 (rows,).
         index: row of the particle table, int32 (rows,).
+        poses: the poses to sum over in place of the file's, where an engine has searched for them; else None.
     """
 
     images: Array
@@ -37,3 +39,4 @@ class Batch:
     held_out: Array
     weight: Array
     index: Array
+    poses: Support | None = None

@@ -24,6 +24,7 @@ from hetmodels.data.table import Table, read_table
 from hetmodels.errors import DataError, UsageError
 from hetmodels.imaging.ctf import Ctf
 from hetmodels.imaging.grids import Disc
+from hetmodels.tree import html_table
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -164,6 +165,11 @@ class Particles:
 
     def __repr__(self) -> str:
         return f"Particles({self.table.name}: {len(self)} images of {self.size} pixels of {self.spacing:.6g} Å)"
+
+    def _repr_html_(self) -> str:
+        held, poses = int(self.held_out.sum()), "none" if self.rotation is None else "known"
+        facts = {"images": len(self), "box": f"{self.size} px of {self.spacing:.6g} Å", "optics groups": self.groups}
+        return html_table(f"Particles: {self.table.name}", facts | {"poses": poses, "held out": held})
 
     @property
     def metadata(self) -> Metadata | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hetmodels.families.classes import Classes as Classes
     from hetmodels.families.homogeneous import Homogeneous as Homogeneous
+    from hetmodels.families.multibody import Multibody as Multibody
     from hetmodels.families.neural_field import NeuralField as NeuralField
     from hetmodels.families.normal_modes import NormalModes as NormalModes
     from hetmodels.families.subspace import Subspace as Subspace
@@ -14,11 +15,12 @@ FAMILIES: dict[str, str] = {
     "homogeneous": "hetmodels.families.homogeneous.Homogeneous",
     "classes": "hetmodels.families.classes.Classes",
     "subspace": "hetmodels.families.subspace.Subspace",
+    "multibody": "hetmodels.families.multibody.Multibody",
     "neural_field": "hetmodels.families.neural_field.NeuralField",
     "normal_modes": "hetmodels.families.normal_modes.NormalModes",
 }
 
-__all__ = ["FAMILIES", "Classes", "Homogeneous", "NeuralField", "NormalModes", "Subspace"]
+__all__ = ["FAMILIES", "Classes", "Homogeneous", "Multibody", "NeuralField", "NormalModes", "Subspace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
 
+from hetmodels.tree import pytree
 from hetmodels.volumes.protocol import Volume
 
 Shared = dict[str, Any]
@@ -56,8 +57,8 @@ class Linear(Family, Protocol):
     def spectra(self, shared: Shared) -> Array:
         """Prior variance per shell of each map, (components, shells)."""
 
-    def design(self, z: Any) -> Array:
-        """Weights b(z), (components,)."""
+    def design(self, z: Any) -> Any:
+        """Weights b(z), (components,); of a `Moving` family `Parts`."""
 
     def updated(self, shared: Shared, components: Array, spectra: Array, occupancy: Array) -> Shared:
         """Shared values after an M-step.
@@ -68,6 +69,51 @@ class Linear(Family, Protocol):
             spectra: new prior variances, (components, shells).
             occupancy: expected number of particles at each node, (nodes,).
         """
+
+
+@pytree
+class Parts:
+    """How a particle is put together from the maps of a family: image = C S(t) sum_l b_l S(R t_l) P(R Q_l) X_l.
+
+    Attributes:
+        weight: b_l, (components,).
+        rotation: Q_l, (components, 3, 3).
+        shift: t_l [Å], after the rotation, (components, 3).
+    """
+
+    weight: Array
+    rotation: Array
+    shift: Array
+
+
+@runtime_checkable
+class Moving(Linear, Protocol):
+    """A linear family some of whose maps turn and shift with the latent: `design(z)` gives `Parts`.
+
+    The maps X_l are U_l times a soft mask; `components`, `spectra` and `updated` are about U_l, and the latent is
+    enumerated (`grids`, whose nodes are arrays (nodes, dims) of coordinates with a meaning).
+    """
+
+    def support(self, shared: Shared) -> Array:
+        """The soft masks, (components, N, N, N)."""
+
+    def grids(self, shared: Shared) -> tuple[Array, Array]:
+        """Nodes (nodes, dims) of z and their log prior weights (nodes,)."""
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """A linear family whose maps X_l may be U_l times a soft mask; `components`, `spectra`, `updated` are about U_l."""
+
+    def masks(self, shared: Shared) -> Array | None:
+        """The masks, (components, N, N, N); None where the maps are not masked."""
+
+
+def shown(family: Any, shared: Shared) -> Array:
+    """The maps X_l of a linear family as images show them, each through its mask, (components, N, N, N)."""
+    maps = family.components(shared)
+    masks = family.masks(shared) if isinstance(family, Masked) else None
+    return maps if masks is None else maps * masks
 
 
 @runtime_checkable

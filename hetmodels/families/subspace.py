@@ -1,5 +1,7 @@
 """A mean map and a few maps of motion about it: probabilistic principal component analysis of volumes."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -7,6 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from hetmodels.families.protocol import Frame, Shared, need_frame
+from hetmodels.families.supports import checked_support, read_support
 from hetmodels.imaging.ball import Ball
 from hetmodels.tree import pytree, static
 from hetmodels.volumes.voxels import Voxels
@@ -21,10 +24,16 @@ class Subspace:
     The components are defined up to a rotation of the latent coordinates. `canonical` takes the one in which they
     are orthogonal, the strongest first.
 
+    With a mask M the components are V_j = M U_j, and U_j has the spectrum: molecules differ inside the mask only. Fewer
+    voxels are to be learnt, so that the same images tell the components better, and motion elsewhere, of a micelle
+    say, is left to the noise. The mean map is not masked.
+
     Attributes:
         dims: number of latent coordinates, which is the number of components.
         order: interpolation order of the slices, 1 (trilinear) or 3 (cubic).
         frame: box and pixel size, set by `fit`.
+        mask: MRC file with the soft mask of the components.
+        region: the mask itself, (N, N, N); read from `mask` by `fit`.
 
     Raises:
         ValueError: if there is no latent coordinate.
@@ -33,15 +42,37 @@ class Subspace:
     dims: int = static(default=4)
     order: int = static(default=1)
     frame: Frame | None = static(default=None)
+    mask: str | None = static(default=None)
+    region: Array | None = None
 
     def __post_init__(self) -> None:
         if self.dims < 1:
             raise ValueError(f"Subspace: dims must be at least 1, got {self.dims}; without motion use homogeneous.")
 
+    def laid_out(self, frame: Frame) -> "Subspace":
+        """On the data's grid, with the mask read.
+
+        Raises:
+            DataError: if the mask does not fit the data.
+        """
+        region = self.region
+        if region is not None:
+            region = jnp.asarray(checked_support(np.asarray(region), frame, "Subspace: the region"))
+        elif self.mask:
+            region = jnp.asarray(read_support(self.mask, frame, "Subspace"))
+        return dataclasses.replace(self, frame=frame, region=region)
+
+    def masks(self, shared: Shared) -> Array | None:
+        """The mean map's weights, 1, and the components', (1 + dims, N, N, N); None if all are 1."""
+        if self.region is None:
+            return None
+        own = jnp.broadcast_to(self.region, (self.dims, *self.region.shape))
+        return jnp.concatenate([jnp.ones_like(own[:1]), own])
+
     def shared(self) -> Shared:
         """Sites `map_white`, `components_white`, and the params `map_tau2` and `components_tau2`.
 
-        Returns `map` (N, N, N), `components` (dims, N, N, N) and their spectra (shells,) and (dims, shells).
+        Returns `map` (N, N, N), `components` (dims, N, N, N) before the mask, and spectra (shells,) and (dims, shells).
         """
         frame = need_frame(self)
         ball, power = Ball(frame.size), jnp.asarray(frame.power)
@@ -63,10 +94,11 @@ class Subspace:
     def volume(self, shared: Shared, z: Array) -> Voxels:
         """The map at latent coordinates z (dims,); the mean map at z = 0."""
         moved = jnp.tensordot(z, shared["components"], 1)
+        moved = moved if self.region is None else moved * self.region
         return Voxels(shared["map"] + moved, need_frame(self).spacing, self.order)
 
     def components(self, shared: Shared) -> Array:
-        """The mean map, then the components, (1 + dims, N, N, N)."""
+        """The mean map, then the components before the mask, (1 + dims, N, N, N)."""
         return jnp.concatenate([shared["map"][None], shared["components"]])
 
     def spectra(self, shared: Shared) -> Array:
@@ -112,9 +144,10 @@ class Subspace:
         is.
         """
         flat = np.asarray(shared["components"], np.float64).reshape(self.dims, -1)
-        _, vectors = np.linalg.eigh(flat @ flat.T)
+        seen = flat if self.region is None else flat * np.asarray(self.region, np.float64).ravel()
+        _, vectors = np.linalg.eigh(seen @ seen.T)
         turn = vectors[:, ::-1].T
-        turn = turn * np.where((turn @ flat).sum(1) < 0, -1.0, 1.0)[:, None]
+        turn = turn * np.where((turn @ seen).sum(1) < 0, -1.0, 1.0)[:, None]
         components = jnp.asarray(turn @ flat, jnp.float32).reshape(shared["components"].shape)
         spectra = jnp.asarray(turn**2 @ np.asarray(shared["components_tau2"], np.float64), jnp.float32)
         return shared | {"components": components, "components_tau2": spectra}

@@ -23,11 +23,14 @@ class Grid:
         points: frequencies (kx, ky) [1/Å], shape (pixels, 2).
         size: box edge D of the images these pixels belong to.
         spacing: pixel size of those images [Å].
+        lattice: where the points are (kx u, ky v) for the integer frequencies of a disc, in its order, and two real
+            steps u and v: that disc. A volume may then work by axes.
     """
 
     points: Array
     size: int = static()
     spacing: float = static()
+    lattice: "Disc | None" = static(default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Disc:
     def grid(self, spacing: float) -> Grid:
         """These pixels as frequencies in 1/Å for images of the given pixel size [Å]."""
         points = self.index / (self.size * spacing)
-        return Grid(jnp.asarray(points, jnp.float32), self.size, float(spacing))
+        return Grid(jnp.asarray(points, jnp.float32), self.size, float(spacing), self)
 
     def narrowed(self, limit: int) -> "Disc":
         """The same box with a lower band; its pixels are the first ones of this disc."""

@@ -214,6 +214,8 @@ class PosePrior:
         symmetry: point group that makes rotations alike; where they are uniform, one of each is looked at.
         margin: by how much more than the smallest angle it may turn, see `symmetry.log_share`; infinite if the
             rotations looked at are one of each anyway.
+        directions: log density of viewing directions relative to an even one, in the HEALPix cells of an order,
+            the same for every image, (rows, 12 * 4^order); None if it is even. Only where rotations have no centre.
     """
 
     rotation: Array
@@ -222,14 +224,18 @@ class PosePrior:
     shift_sd: float = static()
     symmetry: str = static(default="C1")
     margin: float = static(default=np.inf)
+    directions: Array | None = None
 
     def log_rotation(self, rotation: Array, grid: RotationGrid) -> Array:
         """Log prior mass of cells, (rows, cells), from their centres (rows, cells, 3, 3)."""
-        order = len(elements(self.symmetry))
+        order, density = len(elements(self.symmetry)), jnp.zeros(rotation.shape[:-2], rotation.dtype)
+        if self.directions is not None:
+            cells = direction_cells(rotation, self.directions.shape[1])
+            density = jnp.take_along_axis(self.directions[: len(rotation)], cells, axis=1)
         if np.isinf(self.rotation_sd) and order > 1 and np.isfinite(self.margin):
-            return grid.log_volume + log_share(rotation, self.symmetry, self.margin)
+            return grid.log_volume + density + log_share(rotation, self.symmetry, self.margin)
         if np.isinf(self.rotation_sd):
-            return jnp.full(rotation.shape[:-2], grid.log_volume + np.log(order), rotation.dtype)
+            return jnp.full(rotation.shape[:-2], grid.log_volume + np.log(order), rotation.dtype) + density
         angle = geodesic(rotation, self.rotation[:, None])
         peak = np.log(8 * np.pi**2) - 1.5 * np.log(2 * np.pi * self.rotation_sd**2)
         return grid.log_volume + peak - 0.5 * (angle / self.rotation_sd) ** 2
@@ -238,6 +244,47 @@ class PosePrior:
         """Log prior mass of square cells of edge `step` about shifts (rows, shifts, 2): (rows, shifts)."""
         square = jnp.sum((shift - self.shift[:, None]) ** 2, -1)
         return -0.5 * square / self.shift_sd**2 + np.log(step**2 / (2 * np.pi * self.shift_sd**2))
+
+
+def direction_cells(rotation: Array, cells: int) -> Array:
+    """The HEALPix cell, out of 12 * 4^order, whose centre is nearest to the viewing direction, (…, 3, 3) -> (…)."""
+    order = round(np.log2(cells / 12) / 2)
+    centres = jnp.asarray(_directions(order)[:, 2], rotation.dtype)
+    near = jnp.einsum("...j,cj->...c", rotation[..., 2, :], centres, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmax(near, axis=-1)
+
+
+def direction_density(rotation: Array, weight: Array, symmetry: str, counts: float, order: int = 1) -> Array:
+    """Log density of viewing directions relative to an even one: the mode under a Dirichlet prior, (12 * 4^order,).
+
+    Args:
+        rotation: of some images, (rows, K, 3, 3).
+        weight: posterior mass, (rows, K).
+        symmetry: point group; a pose counts for all alike.
+        counts: of the prior, per cell, beyond 1.
+        order: HEALPix order of the cells.
+    """
+    group, cells = elements(symmetry), 12 * 4**order
+    total = jnp.full(cells, float(counts))
+    for element in group:
+        turned = jnp.matmul(rotation, element.astype(rotation.dtype), precision=jax.lax.Precision.HIGHEST)
+        total = total.at[direction_cells(turned, cells)].add(weight / len(group))
+    return jnp.log(total / total.mean())
+
+
+@pytree
+class Support:
+    """A few poses of each image: what the sum over its poses is taken over.
+
+    Attributes:
+        rotation: (rows, K, 3, 3).
+        shift: content shifts [Å], (rows, K, 2).
+        log_prior: log prior mass of their cells, minus infinity for places that are empty, (rows, K).
+    """
+
+    rotation: Array
+    shift: Array
+    log_prior: Array
 
 
 def mode(rotation: Array, shift: Array, weight: Array) -> tuple[Array, Array]:

@@ -118,7 +118,11 @@ class Lattice:
             rows = (stretch[:, :, :, None] * rows[:, None, :, :]).sum(2)
         scale = self.padded * self.spacing
         k = points * scale
-        xi = [k[None, :, 0] * rows[:, 0, i, None] + k[None, :, 1] * rows[:, 1, i, None] for i in range(3)]
+        along = [k[None, :, 0] * rows[:, 0, i, None] + k[None, :, 1] * rows[:, 1, i, None] for i in range(3)]
+        return self.cells_at(along)
+
+    def cells_at(self, xi: list[Array]) -> Cells:
+        """Locate any points: their coordinates x, y, z in steps of the padded grid, each (slices, pixels)."""
         sign = jnp.where(xi[0] < 0, -1, 1).astype(xi[0].dtype)
         inside = (xi[0] ** 2 + xi[1] ** 2 + xi[2] ** 2 <= (self.padded / 2 - 0.5) ** 2).astype(xi[0].dtype)
         xi = [x * sign * inside for x in xi]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hetmodels.report import figures, headline, latent_space, particles, sections, states
+from hetmodels.report import conformations, figures, headline, latent_space, particles, sections, states
 from hetmodels.report.sections import Section
 from hetmodels.report.source import Source
 
@@ -26,11 +26,12 @@ class PictureRow:
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
-    """Rows of pictures with a title, and what to know of their grey levels."""
+    """Rows of pictures with a title, what to know of their grey levels, and whether they are shown from the start."""
 
     title: str
     rows: list[PictureRow]
     words: str
+    open: bool
 
 
 def page(source: Source) -> str:
@@ -105,7 +106,9 @@ def _ordered(source: Source, shown: states.Shown | None, points: dict[str, Any])
         None if shown is None else sections.of_maps(source, shown),
         sections.of_particles(source, points),
         sections.of_certainty(source),
+        conformations.of_clusters(source),
         latent_space.of_landscape(source),
+        conformations.of_way(source),
         sections.of_resolution(source),
         sections.of_images(source),
         sections.of_flags(source),
@@ -119,17 +122,18 @@ def plates(shown: states.Shown) -> list[Plate]:
     """Pictures of the maps, and of what differs between them."""
     found = []
     for series in shown.series:
-        most = _STEPS if series.name.startswith("motion") else _CLASSES
+        first = series is shown.series[0]
+        most = _CLASSES if series.name == "classes" else _STEPS
         some = series.states[:: -(-len(series.states) // most)]
         rows = [PictureRow(s.label, _grey(states.pictures(s.values), shown)) for s in some]
-        found.append(Plate(series.name.capitalize(), rows, ""))
+        found.append(Plate(series.name.capitalize(), rows, "", first))
         if len(some) > 1:
             mean = np.mean([s.values for s in series.states], axis=0)
             differences = [states.pictures(s.values - mean) for s in some]
             tops = [max(float(np.abs(p).max()) for d in differences for p in d[part]) for part in _KINDS]
             rows = [PictureRow(s.label, _differing(d, tops)) for s, d in zip(some, differences, strict=True)]
             words = "Blue: more density than the mean of these maps, red: less. Slices share a scale; projections too."
-            found.append(Plate(f"{series.name.capitalize()}: difference from the mean", rows, words))
+            found.append(Plate(f"{series.name.capitalize()}: difference from the mean", rows, words, first))
     return found
 
 

@@ -31,7 +31,7 @@ def columns(source: Source) -> list[Column]:
     local = source.posterior.local
     log_likelihood = Column("log likelihood [nats]", local["log_evidence"])
     found = _latents(source)
-    kinds = _classes(source)
+    kinds = [*_classes(source), *_clusters(source)]
     optics = _optics(source)
     if not found and source.classes:
         found = _between(local["responsibilities"])
@@ -63,6 +63,14 @@ def _classes(source: Source) -> list[Column]:
     nodes = source.posterior.local["responsibilities"]
     labels = tuple(f"class {k + 1}" for k in range(nodes.shape[1]))
     return [Column("class", nodes.argmax(1), labels), Column("probability of the class", nodes.max(1))]
+
+
+def _clusters(source: Source) -> list[Column]:
+    found = source.clusters
+    if found is None or len(found) < 2:
+        return []
+    labels = tuple(f"cluster {k + 1}" for k in range(len(found)))
+    return [Column("cluster", found.number, labels), Column("probability of the cluster", found.probabilities.max(1))]
 
 
 def _between(nodes: np.ndarray) -> list[Column]:

@@ -58,7 +58,8 @@ def of_maps(source: Source, shown: states.Shown) -> Section:
     words = [f"Shown at {shown.spacing:.2f} Å per voxel{cut}; the maps themselves are in {source.run.volumes}."]
     if source.dims:
         words.append(
-            "A motion is a principal axis of the particles' latents, gone through from the 5th to the 95th percentile."
+            "A motion is a principal axis of the particles' latents, gone through from the 5th to the 95th percentile. "
+            "The way through particles goes from each to a similar one, by the change of the map."
         )
     return Section("maps", "Maps", words)
 
@@ -148,7 +149,14 @@ def of_resolution(source: Source) -> Section:
         last = [row["objective"] for row in trace[-2:] if row.get("objective") is not None]
         same = len({row.get("stage") for row in trace[-2:]}) == 1
         still = f" The last one added {last[1] - last[0]:.2g} nats to the objective." if len(last) > 1 and same else ""
-        pictures.append(Picture(svg, f"Convergence over {len(trace)} passes.{still}"))
+        caption = f"Convergence over {len(trace)} passes.{still}"
+        if source.sampler is not None and any(row.get("stage") == "sampling" for row in trace):
+            warm = sum(row.get("stage") == "warm-up" for row in trace)
+            caption = (
+                f"Mean log density per particle of the draws in {len(trace)} blocks, the first {warm} of them warm-up. "
+                "Where chains have settled it is level but for noise; it does not rise to an end."
+            )
+        pictures.append(Picture(svg, caption))
     return Section("resolution", "Resolution and convergence", words, pictures)
 
 
@@ -206,6 +214,12 @@ def of_flags(source: Source) -> Section:
     words = ["Choose the colour “flag” in the plot above to see and save them. None was left out of the fit."]
     if str(source.posterior.provenance.get("outliers", "None")) == "None":
         words.append("The run had no junk component; `--outliers` adds one.")
+    elif any(f.name == "junk" for f in source.flags):
+        words.append(
+            "A rare state that no class describes is taken for junk in part. See whether the junk has a map: `select … "
+            "--min-outlier 0.5`, fit one map to that, and fit one more class to all particles with that map as its "
+            "`--reference`."
+        )
     return Section("flags", "Flagged particles", words, tables=[Table(["flag", "particles", ""], rows, False)])
 
 

@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from hetmodels.analysis.basins import Way, way
+from hetmodels.analysis.clusters import Clusters, clusters
 from hetmodels.analysis.flags import Flag, flags
 from hetmodels.analysis.fsc import Curve, half_map_fsc
 from hetmodels.analysis.image_check import ImageCheck
 from hetmodels.analysis.leakage import Leakage
+from hetmodels.analysis.map_graph import MapGraph
 from hetmodels.analysis.masks import from_map
 from hetmodels.analysis.particle_maps import solvent_zero
 from hetmodels.analysis.rows import Rows
 from hetmodels.data.maps import read_map
+from hetmodels.errors import UsageError
 from hetmodels.posterior import Posterior
 from hetmodels.run_directory import RunDirectory
 
+LINEAR, RENDERED = 100, 24  # representatives where maps are linear in the latents, and where each is rendered
 SAME = 0.85  # mean correlation of half maps of the same class at low resolution, at least
 
 
@@ -127,6 +132,31 @@ class Source:
             mask = from_map((first + second) / 2, spacing)
             curves[f"class {number}"] = half_map_fsc(first, second, spacing, mask).final
         return curves
+
+    @cached_property
+    def clusters(self) -> Clusters | None:
+        """Clusters of the latents; None where there are none, or their prior is not known in closed form."""
+        try:
+            return clusters(self.posterior) if self.dims else None
+        except UsageError:
+            return None
+
+    @cached_property
+    def way(self) -> Way | None:
+        """Landscape in two axes with the path between its basins; None with fewer latents or without closed prior."""
+        try:
+            return way(self.posterior) if self.dims > 1 else None
+        except UsageError:
+            return None
+
+    @cached_property
+    def traversal(self) -> np.ndarray | None:
+        """Latents of particles on the shortest way, by their maps, between the two farthest apart, (steps, dims)."""
+        if self.dims < 2:
+            return None
+        linear = hasattr(self.posterior.family, "latent_covariance")
+        graph = MapGraph.of(self.posterior, LINEAR if linear else RENDERED)
+        return graph.latents[graph.path(*graph.ends())]
 
     @property
     def half_words(self) -> str:

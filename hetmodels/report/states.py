@@ -82,7 +82,8 @@ def _resolution(source: Source) -> float | None:
 def _series(source: Source) -> list[Series]:
     posterior = source.posterior
     if source.dims:
-        return [_motion(source, axis) for axis in range(min(source.dims, MOTIONS))]
+        motions = [_motion(source, axis) for axis in range(min(source.dims, MOTIONS))]
+        return [*motions, *_ways(source)]
     if source.classes:
         nodes = posterior.family.grids(posterior.first())[0]
         shares = posterior.local["responsibilities"].mean(0)
@@ -109,6 +110,26 @@ def _motion(source: Source, axis: int) -> Series:
             State(f"{value:+.2f} along motion {axis + 1}", map_at(source.posterior, centre + value * axes[axis]).values)
         )
     return Series(f"motion {axis + 1}", found)
+
+
+def _ways(source: Source) -> list[Series]:
+    """Maps along the path of least energy, and through particles; none with fewer than two latents."""
+    found = []
+    if source.way is not None and source.way.path is not None and source.way.latents is not None:
+        length = source.way.path.length
+        even = np.searchsorted(length, np.linspace(0, length[-1], STEPS))
+        labels = [f"{100 * length[i] / length[-1]:.0f} % of the path, {source.way.path.energy[i]:.1f} kT" for i in even]
+        found.append(_series_at(source, "path of least energy", labels, source.way.latents[even]))
+    if source.traversal is not None:
+        some = np.unique(np.linspace(0, len(source.traversal) - 1, STEPS).astype(int))
+        labels = [f"particle {i + 1} of {len(some)} on the way" for i in range(len(some))]
+        found.append(_series_at(source, "way through particles", labels, source.traversal[some]))
+    return found
+
+
+def _series_at(source: Source, name: str, labels: list[str], latents: np.ndarray) -> Series:
+    maps = [map_at(source.posterior, z).values for z in latents]
+    return Series(name, [State(label, values) for label, values in zip(labels, maps, strict=True)])
 
 
 def packed(maps: Shown) -> dict[str, object]:

@@ -55,7 +55,8 @@ def test_what_a_run_leaves(folder):
         "config.toml", "run.log", "trace.jsonl", "checkpoint", "posterior.nc", "particles.star", "volumes",
         "metrics.json",
     }  # fmt: skip
-    maps = {"map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "map_sharpened.mrc", "fsc.star"}
+    maps = {"map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "map_sharpened.mrc", "local_resolution.mrc",
+            "fsc.star"}  # fmt: skip
     assert {file.name for file in (run / "volumes").iterdir()} == maps
     with mrcfile.open(run / "volumes" / "map.mrc") as file:
         assert file.data.shape == (BOX,) * 3 and float(file.voxel_size.x) == 12.0
@@ -271,8 +272,9 @@ FAMILIES = {
     "subspace": ["--set", "family.dims=1"],
     "neural_field": "--set family.dims=1 --set family.hidden=16 --set family.layers=1".split(),
     "normal_modes": ["--set", "family.dims=1"],
+    "multibody": "--set family.axis=0,0,1 --set family.nodes=3".split(),
 }
-GIVEN = {"homogeneous": "em", "classes": "em", "subspace": "em", "neural_field": "svi"}  # for what mcmc cannot draw
+GIVEN = dict.fromkeys(("homogeneous", "classes", "subspace", "multibody"), "em") | {"neural_field": "svi"}  # for what mcmc cannot draw
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +294,7 @@ def helix(folder):
 def test_every_engine_of_the_table(folder, helix, capsys, family, engine):
     lacks = table()[family][engine]
     own = [*FAMILIES.get(family, []), *(["--set", f"family.structure={helix}"] * (family == "normal_modes"))]
+    own += ["--set", f"family.bodies={folder / 'base' / 'volumes' / 'mask.mrc'}"] * (family == "multibody")
     words = ["--family", family, *own, "--engine", engine, *ENGINES[engine], "--overwrite"]
     if engine == "mcmc" and lacks is None and family in GIVEN:
         first = GIVEN[family]

@@ -62,7 +62,8 @@ def test_poses_are_found_and_written(simulated: Path, tmp_path: Path) -> None:
 
 
 def test_a_search_without_a_map_is_refused(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["fit", str(simulated), "-o", str(tmp_path / "run"), "--pose", "search"]) == 2
+    words = ["--pose", "search", "--engine", "svi"]
+    assert main(["fit", str(simulated), "-o", str(tmp_path / "run"), *words]) == 2
     assert "--reference" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -93,7 +94,11 @@ def test_relion_reconstructs_our_map_from_our_poses(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     theirs, ours = (read_map(path)[0] for path in (tmp_path / "theirs.mrc", run / "volumes" / "map.mrc"))
     halves = [read_map(run / "volumes" / f"half{i}.mrc")[0] for i in (1, 2)]
-    # beyond it the two programs weigh noise differently, also at poses that are known
+    # beyond it gridding without a prior weighs noise differently, as much at poses that are known: there the two maps
+    # agree to 0.98, 0.94, 0.87 in shells 11, 12, 13, here to 0.96, 0.88, 0.78, and ours is the nearer to the truth
     shell = int(np.argmin(np.append(fsc(*halves, 6.0).correlation[1:] > 0.8, False)))
     assert shell >= 11
     assert fsc(ours, theirs, 6.0).correlation[1 : shell + 1].min() > 0.95
+    truth = read_map(star.with_suffix(".truth") / "state_001.mrc")[0]
+    mine, other = (fsc(values, truth, 6.0).correlation[1:15] for values in (ours, theirs))
+    assert np.all(mine > other - 2e-3) and mine[11] > other[11] + 0.02

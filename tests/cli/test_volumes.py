@@ -9,6 +9,7 @@ import starfile
 
 from hetmodels.analysis.particle_maps import solvent_zero
 from hetmodels.cli import main
+from hetmodels.cli.chimerax import movie
 from hetmodels.cli.volumes import chimerax
 from hetmodels.data.maps import read_map, write_map
 from hetmodels.families import Classes, Homogeneous
@@ -35,7 +36,7 @@ def run(tmp_path):
 def test_classes_and_particles(run, tmp_path, capsys):
     out = tmp_path / "maps"
     assert main(["volumes", str(run.path), "-o", str(out), "--classes"]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["class_001.mrc", "class_002.mrc", "volumes.cxc"]
+    assert sorted(p.name for p in out.iterdir()) == ["class_001.mrc", "class_002.mrc", "movie.cxc", "volumes.cxc"]
     capsys.readouterr()
     words = ["volumes", str(run.path), "-o", str(out), "--particles", "1,3", "--overwrite", "--json"]
     assert main(words) == 0
@@ -44,6 +45,14 @@ def test_classes_and_particles(run, tmp_path, capsys):
         found = read_map(out / f"particle_{particle:06d}.mrc")
         assert np.all(found.values == CLASS[particle]) and found.spacing == 2.5
         np.testing.assert_allclose(found.origin, [1, 2, 3])
+
+
+def test_the_film_shows_one_map_at_a_time_there_and_back():
+    script = movie(["a.mrc", "b.mrc", "c.mrc"], 0.25).splitlines()
+    shown = [line.split()[1] for line in script if line.startswith("show #")]
+    hidden = [line.split()[1] for line in script if line.startswith("hide #")]
+    assert shown == ["#1", "#1", "#2", "#3", "#2", "#1"] and hidden[0] == "#1-3" and hidden[1:] == ["#1", *shown[1:-1]]
+    assert script.index("movie record") < script.index("movie encode volumes.mp4 framerate 25") == len(script) - 1
 
 
 def test_script_opens_every_map():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import numpyro
 import pytest
-from simulated import simulated
+from simulated import problem, simulated
 
 from hetmodels.families import FAMILIES, NeuralField
 from hetmodels.families.protocol import Frame, Neural, framed
@@ -14,6 +14,7 @@ from hetmodels.volumes.neural import GeometricWaves
 from inference import SVI, fit
 from inference.catalogue import engines_for
 from inference.encoder import Encoder
+from inference.engine import run
 
 FRAME = Frame(12, 8.0, (1.0,) * 6)
 
@@ -70,7 +71,29 @@ def test_a_fit_by_svi_keeps_what_is_needed_to_look_at_it(dims, tmp_path):
     assert np.all(np.isfinite(posterior.local["log_evidence"]))
     assert posterior.trace[-1]["objective"] > posterior.trace[0]["objective"]
     assert posterior.extra.get("amortization_gap", np.ones(0)).shape == ((12,) if dims else (0,))
+    assert np.all(posterior.extra.get("importance_gap", np.ones(0)) > -1e-3)
     posterior.save(tmp_path / "posterior.nc")
     again = Posterior.load(tmp_path / "posterior.nc")
     z = np.zeros(dims, np.float32) if dims else None
     assert np.allclose(again.map_at(z), posterior.map_at(z))
+
+
+@pytest.mark.slow
+def test_latents_of_images_of_a_network_are_known_as_well_as_is_said():
+    """Images of the fitted decoder itself: latents lie inside one standard deviation for 68 of a hundred."""
+    data = simulated(n=400, size=16, pixel=12.0, snr=0.5, states=3)
+    task = problem(data.particles.with_holdout(0.2), NeuralField(dims=2, hidden=64, layers=2))
+    engine = SVI(local=Encoder(hidden=64), iterations=15)
+    state = run(engine, task, key=jax.random.key(0)).state
+    shared = engine.draw(jax.random.key(1), task, state)
+    images, z, _ = task.simulate(jax.random.key(2), shared, task.whole())
+    about = engine.proposal(task, state)
+    found = jax.jit(task.infer, static_argnames="draws")(
+        jax.random.key(3), shared, images, about(images), draws=engine.proposals
+    )
+    off = (np.asarray(z) - found.mean) / np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2))
+    assert 0.62 < (np.abs(off) < 1).mean() < 0.74
+    assert 0.9 < np.sqrt((off**2).mean()) < 1.1
+    centre, precision = about(images)  # and so does q by itself
+    width = np.sqrt(np.diagonal(np.linalg.inv(np.asarray(precision)), axis1=1, axis2=2))
+    assert 0.9 < np.sqrt((((np.asarray(z) - centre) / width) ** 2).mean()) < 1.1

@@ -109,10 +109,10 @@ def test_a_pass_of_search_lifts_the_map_above_its_reference():
     assert {"search_order", "search_band", "discarded"} <= set(posterior.trace[0])
 
 
-def test_search_needs_a_map_to_start_from():
+def test_search_needs_a_map_to_start_from_where_none_is_looked_for():
     data = simulated(n=20, size=10, pixel=16.0)
     with pytest.raises(ValueError, match="--reference"):
-        fit(Homogeneous(), data.particles, EM(iterations=1), key=jax.random.key(0), pose=Unknown())
+        fit(Homogeneous(), data.particles, SVI(iterations=1), key=jax.random.key(0), pose=Unknown())
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from hetmodels.analysis.image_check import ImageCheck
 from hetmodels.analysis.leakage import Leakage
 from hetmodels.cli import analyze, main, parse
 from hetmodels.families import Classes
-from hetmodels.report import headline, particles
+from hetmodels.report import conformations, headline, particles
 from hetmodels.report.source import Sampler
 from hetmodels.report.states import packed, shown
 
@@ -89,8 +89,9 @@ def test_continuous_latents_are_shown_along_their_principal_axes(tmp_path):
     result.local["mean"][:, 0] *= 3
     result.save(run.posterior)
     source = source_of(run)
-    first, second = shown(source).series
+    first, second, way = shown(source).series
     assert [s.name for s in (first, second)] == ["motion 1", "motion 2"] and len(first.states) == 9
+    assert way.name == "way through particles" and source.clusters is not None and len(source.clusters) == 1
     ends = first.states[-1].values - first.states[0].values
     way = states()[1] - states()[0]
     assert abs(np.corrcoef(ends.ravel(), way.ravel())[0, 1]) > 0.95
@@ -98,6 +99,28 @@ def test_continuous_latents_are_shown_along_their_principal_axes(tmp_path):
     assert headline.states(source).value == "continuous"
     assert [c.name for c in particles.columns(source)][:2] == ["latent 1", "latent 2"]
     assert main(["analyze", str(run.path)]) == 0
+
+
+def test_clusters_and_the_way_between_them_are_shown(tmp_path):
+    run, result = made_run(tmp_path / "run", dims=2)
+    side = np.arange(200) % 2
+    result.local["mean"][:] = 0.25 * result.local["mean"] + np.where(side, 1.2, -1.2)[:, None] * [1.0, 0.2]
+    result.save(run.posterior)
+    source = source_of(run)
+    assert [s.name for s in shown(source).series][2:] == ["path of least energy", "way through particles"]
+    ends = [s.values for s in shown(source).series[2].states]
+    way = states()[1] - states()[0]
+    assert abs(np.corrcoef((ends[-1] - ends[0]).ravel(), way.ravel())[0, 1]) > 0.9
+    text = conformations.of_clusters(source).words[0]
+    assert "2 clusters" in text and "Do not rely" not in text
+    column = next(c for c in particles.columns(source) if c.name == "cluster")
+    assert column.labels == ("cluster 1", "cluster 2") and np.ptp(column.values[side == 1]) == 0
+    words, pictures = (lambda s: (s.words[0], s.figures))(conformations.of_way(source))
+    assert "has 2 basins" in words and len(pictures) == 2 and all(p.svg.startswith("<svg") for p in pictures)
+    chosen = tmp_path / "one.star"
+    assert main(["select", str(run.path), "--cluster", "1", "-o", str(chosen)]) == 0
+    assert len(starfile.read(chosen)["particles"]) == (column.values == 0).sum() == 100
+    assert main(["select", str(run.path), "--cluster", "3", "-o", str(tmp_path / "no.star")]) == 1
 
 
 def checked(gain, se, shells=12):

@@ -39,7 +39,10 @@ class Swing:
 
 @pytest.mark.slow
 def test_an_amortized_posterior_is_that_of_importance_sampling():
-    """On 200 particles: means within 0.2 standard deviations and widths within 0.8 … 1.25, in the median."""
+    """On 200 held-out particles: means within 0.2 standard deviations, widths within 0.8 … 1.25, in the median.
+
+    The encoder's word alone is 0.6 to 0.7 away; the steps in the end close that gap.
+    """
     rng, disc = np.random.default_rng(0), Disc(SIZE)
     z, rotation = rng.normal(size=(COUNT, 1)).astype(np.float32), uniform(jax.random.key(0), COUNT)
     project = jax.jit(jax.vmap(lambda z, turn: Swing().volume({}, z).project(turn, disc.grid(SPACING))))
@@ -52,7 +55,7 @@ def test_an_amortized_posterior_is_that_of_importance_sampling():
     level = FixedNoise(tuple(map(tuple, (sd**2 / particles.reference).tolist())))
     observation = Observation(disc, SPACING, 1, int((~particles.held_out).sum()), noise=level)
     problem = ParticleProblem.of(Swing(), particles, observation)
-    engine = SVI(local=Encoder(hidden=256), batch_size=100, iterations=80)
+    engine = SVI(local=Encoder(hidden=256), batch_size=100, iterations=12)
     state = run(engine, problem, key=jax.random.key(0)).state
     batch = problem.batch(np.flatnonzero(particles.held_out)[:200])
     centre, precision = engine.proposal(problem, state)(batch)

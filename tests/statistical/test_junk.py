@@ -12,11 +12,12 @@ from hetmodels.analysis import fourier
 from hetmodels.analysis.flags import flags
 from hetmodels.data.particles import Particles
 from hetmodels.data.phantom import phantom
-from hetmodels.families import Classes
+from hetmodels.families import Classes, Homogeneous
 from hetmodels.imaging.ctf import Ctf
 from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.observation import Outliers
 from inference import EM, fit
+from inference.weighted import Reconstruction
 
 COUNT, SIZE, PIXEL, SNR = 4000, 32, 6.0, 0.1
 COMMON, RARE, EMPTY, OTHER, TWO = range(5)
@@ -81,7 +82,19 @@ def test_junk_is_found_and_the_rare_state_kept(seed):
 
 
 @pytest.mark.slow
-def test_junk_is_found_where_the_rare_state_has_no_class():
+def test_a_rare_state_without_a_class_is_found_in_the_map_of_what_was_rejected():
+    """Without a class of its own a rare state is taken for junk in part, from a random start of two classes as well.
+
+    But junk has no common map and the rare state has: a class that starts from the map of the rejected images becomes
+    the rare state's.
+    """
     particles, kind = mixed(0)
-    _, junk = found(particles, 0)
+    one = fit(Homogeneous(), particles, EM(), key=jax.random.key(0), outliers=Outliers())
+    junk = one.local["outlier"] > 0.5
     assert junk[kind >= EMPTY].mean() > 0.9 and junk[kind == COMMON].mean() < 0.001
+    assert (~junk)[kind == RARE].mean() < 0.8  # what is to be mended
+    rejected = Reconstruction.of(one, particles)((junk & ~particles.held_out).astype(float))
+    posterior, junk = found(particles, 0, np.stack([one.map_at(None), rejected]))
+    assert junk[kind >= EMPTY].mean() > 0.9 and junk[kind == COMMON].mean() < 0.001
+    own = posterior.local["responsibilities"].argmax(1) == 1
+    assert (own & ~junk)[kind == RARE].mean() > 0.8 and own[kind == COMMON].mean() < 0.1

@@ -1,5 +1,7 @@
 """Laws of the Gaussian density: closed forms, the projection law, rotation, gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,9 @@ def blobs(n: int, width: float, seed: int = 0, radius: float = 20.0) -> Gaussian
     )
 
 
-def exact_grid(size: int, spacing: float) -> Grid:
-    return Grid(jnp.asarray(Disc(size).index / (size * spacing)), size, spacing)
+def exact_grid(size: int, spacing: float, lattice: bool = False) -> Grid:
+    disc = Disc(size)
+    return Grid(jnp.asarray(disc.index / (size * spacing)), size, spacing, disc if lattice else None)
 
 
 def rotation(seed: int) -> np.ndarray:
@@ -78,13 +81,24 @@ def test_rotating_the_view_is_rotating_the_beads_and_chunks_do_not_matter() -> N
         )
 
 
-@pytest.mark.parametrize("what", ["project", "density"])
+@pytest.mark.parametrize("stretch", [(1.0, 1.0), (1.02, 0.97)])
+def test_by_axes_is_the_sum_over_pixels(stretch: tuple[float, float]) -> None:
+    with jax.enable_x64(True):
+        volume, a = blobs(CHUNK + 3, 4.0, radius=60.0), jnp.asarray(rotation(4))
+        grid, lattice = (exact_grid(15, 5.0, lattice=choice) for choice in (False, True))
+        slices = [
+            volume.project(a, dataclasses.replace(g, points=g.points * jnp.asarray(stretch))) for g in (grid, lattice)
+        ]
+        np.testing.assert_allclose(slices[1], slices[0], atol=1e-12 * float(jnp.abs(slices[0]).max()))
+
+
+@pytest.mark.parametrize("what", ["project", "project by axes", "density"])
 def test_gradient_is_the_finite_difference(what: str) -> None:
     with jax.enable_x64(True):
-        volume, grid, a = blobs(4, 5.0), exact_grid(8, 8.0), jnp.asarray(rotation(2))
+        volume, grid, a = blobs(4, 5.0), exact_grid(8, 8.0, lattice="axes" in what), jnp.asarray(rotation(2))
 
         def value(v: Gaussians, turn: jax.Array) -> jax.Array:
-            if what == "project":
+            if what != "density":
                 return (jnp.abs(v.project(turn, grid) - 1e-4) ** 2).sum() * 1e6
             return (v.density(8, 8.0) ** 2).sum() * 1e6
 
