@@ -41,8 +41,8 @@ class AbInitio:
 
     Attributes:
         steps: batches of a start, each followed by a step of the maps.
-        particles: in a part of a batch; the first batches have one part.
-        parts: of the last batches.
+        particles: of a part of a batch; all parts have one size, so that they are compiled once.
+        parts: of the last batches; the first have one.
         starts: random starts.
         rate: by how much of its own step a batch moves the maps in the beginning.
         slowest: likewise in the end.

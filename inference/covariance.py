@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from hetmodels.data.batch import Batch
 from hetmodels.imaging.ball import Ball
@@ -77,6 +77,12 @@ class LowBand:
         real, imaginary = np.split(coordinates, 2, axis=1)
         white[:, self.place], white[:, half + self.place] = real, imaginary
         return ball.colour(jnp.asarray(white), jnp.ones(ball.shells))
+
+    def coordinates(self, maps: Array) -> np.ndarray:
+        """Coordinates of the part of maps in the band, (count, 2 voxels); the inverse of `maps` there."""
+        ball = Ball(self.size)
+        half, white = ball.coordinates // 2, np.asarray(ball.whiten(maps, jnp.ones(ball.shells)), np.float64)
+        return np.concatenate([white[:, self.place], white[:, half + self.place]], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +159,23 @@ class ColumnSums:
         weight = self.weight + 1 / np.outer(power, power)
         return self.product / np.tile(weight, (2, 2))
 
-    def leading(self, count: int) -> Array:
-        """Maps along the directions of largest variance, orthogonal, (count, N, N, N)."""
-        start = np.random.default_rng(0).normal(size=len(self.product))
-        _, vectors = eigsh(self.covariance(), count, which="LA", v0=start)
+    def leading(self, count: int, mask: Array | None = None) -> Array:
+        """Maps along the directions of largest variance, orthogonal, (count, N, N, N).
+
+        Args:
+            count: number of directions.
+            mask: of what varies, (N, N, N): then of the variance inside it, which has less of the noise.
+        """
+        start, whole = np.random.default_rng(0).normal(size=len(self.product)), self.covariance()
+        if mask is None:
+            _, vectors = eigsh(whole, count, which="LA", v0=start)
+            return self.band.maps(vectors.T[::-1])
+
+        def inside(v: np.ndarray) -> np.ndarray:
+            return self.band.coordinates(self.band.maps(np.ravel(v)[None]) * mask)[0]
+
+        masked = LinearOperator(whole.shape, matvec=lambda v: inside(whole @ inside(v)), dtype=np.float64)
+        _, vectors = eigsh(masked, count, which="LA", v0=start, tol=1e-3)
         return self.band.maps(vectors.T[::-1])
 
 

@@ -1,5 +1,6 @@
 """A model with its guide on a problem, as functions of unconstrained parameters."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -143,14 +144,15 @@ class Machine:
 
     def _log_joint(self, data: Observed, shared: Sites) -> Callable[[Array], Array]:
         """Log density of each row's unconstrained latents, (rows, dims) -> (rows,), all other sites given."""
+        problem = _holding(self.problem, len(data.batch.weight))
 
         def density(u: Array) -> Array:
             found = self.latents.values(u)
             log_det = sum(each.reshape(len(u), -1).sum(1) for _, each in found.values())
             fixed = shared | {name: value for name, (value, _) in found.items()}
             with handlers.block():
-                model = handlers.seed(handlers.substitute(self._model, data=fixed), jax.random.key(0))
-                trace = handlers.trace(model).get_trace(data)
+                model = handlers.seed(handlers.substitute(problem.model, data=fixed), jax.random.key(0))
+                trace = handlers.trace(model).get_trace(data.batch)
             return log_det + sum(_by_row(site) for site in trace.values() if site["type"] == "sample" and _inside(site))
 
         return density
@@ -159,7 +161,7 @@ class Machine:
         """What model and guide receive."""
         if not isinstance(self.problem, ParticleProblem):
             return (), batch
-        obs = self.problem.observation
+        obs = _holding(self.problem, _rows(batch)).observation
         return (Observed(batch, obs, jnp.ones((obs.groups, obs.disc.shells)), None),), {}
 
     def constrained(self, params: Sites) -> Sites:
@@ -323,6 +325,14 @@ def _automatic(guide: Callable) -> bool:
 def _start_at(site: Any, known: Sites) -> Any:
     """Initial value of a site: the known one, else about the median of its prior."""
     return init_to_value(site, values=known) if site["name"] in known else init_to_median(site)
+
+
+def _holding(problem: Any, rows: int) -> Any:
+    """The problem with a plate that holds so many rows: those held out are looked at along with all others."""
+    obs = problem.observation
+    if rows <= obs.particles:
+        return problem
+    return dataclasses.replace(problem, observation=dataclasses.replace(obs, particles=rows))
 
 
 def _inside(site: dict[str, Any]) -> bool:

@@ -92,7 +92,9 @@ def leading_components(problem: ParticleProblem, mean: Array, noise: Array, dims
     table = lattice.table(mean[None])
     for batch in problem.batches(0, jax.random.key(0), rows):
         sums.add(table, noise, batch)
-    basis = orthonormal_to(*_inside(problem.family, mean, sums.leading(dims + _SPARE)))
+    masks = problem.family.masks({}) if isinstance(problem.family, Masked) else None
+    directions = sums.leading(dims + _SPARE, None if masks is None else masks[-1])
+    basis = orthonormal_to(*_inside(problem.family, mean, directions))
     table, exact = lattice.table(jnp.concatenate([mean[None], basis])), ProjectedSums(view, len(basis))
     for batch in problem.batches(0, jax.random.key(0), rows):
         exact.add(table, noise, batch)

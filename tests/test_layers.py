@@ -23,6 +23,7 @@ LAYERS = [
         "hetmodels.laplace",
         "hetmodels.local",
         "hetmodels.model",
+        "hetmodels.moving",
         "hetmodels.problem",
         "hetmodels.plain",
         "hetmodels.polish",

@@ -72,7 +72,9 @@ def differences(a: Posterior, b: Posterior, order: np.ndarray | None = None) -> 
         if order is not None and one.ndim > 2 and one.shape[2] == len(order):
             other = other[:, :, order]
         if max(_count(one), _count(other)) >= FEWEST:
-            found.append(_difference(name, one, other))
+            difference = _difference(name, one, other)
+            if difference.sd_a > 0 or difference.sd_b > 0:  # else both were given
+                found.append(difference)
     return tuple(found)
 
 

@@ -1,6 +1,7 @@
 """`hetmodels compare RUN RUN …`: which description of the particles the data support."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ def rows_as_json(result: "Comparison", pairs: "tuple[Agreement, ...]") -> list[d
         if row.run in beside:
             pair = beside[row.run]
             shares = {"classes": pair.classes, "latents": pair.latents, "maps": pair.maps, "departures": pair.common}
-            entry["agreement"] = shares | {"agree": pair.agree, "objections": pair.objections}
+            shared = [dataclasses.asdict(difference) for difference in pair.shared]
+            entry["agreement"] = shares | {"agree": pair.agree, "objections": pair.objections, "shared": shared}
         found.append(entry)
     return found
 
@@ -86,7 +88,9 @@ def table(result: "Comparison", pairs: "tuple[Agreement, ...]") -> str:
     ]
     if result.bands is not None:
         lines += _band_lines(result, width)
-    lines += [f"{p.a} and {p.b}: {p.words}" for p in pairs]
+    for pair in pairs:
+        lines.append(f"{pair.a} and {pair.b}: {pair.words}")
+        lines += [f"  {difference.words}" for difference in pair.shared if not difference.clear]
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join([*lines, result.verdict()])
 

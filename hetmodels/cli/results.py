@@ -180,7 +180,9 @@ def _write_local_resolution(
     for times in (7, 5, 3, 1):
         width = min(max(50.0, 10 * spacing, times * resolution), len(mask) * spacing)
         try:
-            found = local_resolution(halves[0], halves[1], spacing, mask, step=width / 2, radius=width / 4, edge=width / 2)
+            found = local_resolution(
+                halves[0], halves[1], spacing, mask, step=width / 2, radius=width / 4, edge=width / 2
+            )
             break
         except DataError as error:
             failed = error

@@ -56,8 +56,8 @@ def of_way(source: Source) -> Section | None:
     low, middle, high = way.barrier
     words = [
         f"The landscape in latents {across} and {up} has {len(way.basins)} basins deeper than 1 kT. From the deepest "
-        f"to the next there is a barrier of {middle:.1f} kT (90 % interval {low:.1f} to {high:.1f}). The path is the one "
-        "of least energy, its lengths measured by the change of the map; the viewer above goes along it."
+        f"to the next there is a barrier of {middle:.1f} kT (90 % interval {low:.1f} to {high:.1f}). The path is the "
+        "one of least energy, its lengths measured by the change of the map; the viewer above goes along it."
     ]
     pictures.append(Picture(along(way), "The same along the path, with a 90 % band; 0 is the lowest conformation."))
     return Section("way", "Ways between conformations", words, pictures)

@@ -111,13 +111,19 @@ def residuals(check: ImageCheck) -> str:
     return out.svg
 
 
-def sphere(view: np.ndarray, values: np.ndarray | None = None, label: str = "particles per cell") -> str:
+def sphere(
+    view: np.ndarray,
+    values: np.ndarray | None = None,
+    label: str = "particles per cell",
+    limits: tuple[float, float] | None = None,
+) -> str:
     """Directions of view on the half sphere in an equal-area map: how many, or the mean of a value.
 
     Args:
         view: unit vectors, (n, 3); opposite ones see mirror images and are put together.
         values: (n,), or None.
         label: of the colours.
+        limits: of the colours; about 1 in both directions if None.
     """
     x = np.where(view[:, 2:] < 0, -view, view)
     radius = np.sqrt(np.maximum(1 - x[:, 2], 0))  # Lambert's azimuthal map: equal areas
@@ -130,6 +136,8 @@ def sphere(view: np.ndarray, values: np.ndarray | None = None, label: str = "par
         shown = np.divide(sums, total, out=np.full(len(sums), np.nan), where=total > 2)
         far = max(0.02, float(np.nanmax(np.abs(shown - 1), initial=0)))
         options = {"cmap": "coolwarm", "vmin": 1 - far, "vmax": 1 + far}
+        if limits is not None:
+            options = {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]}
     with drawing(width=3.4, subplot_kw={"projection": "polar"}) as (out, axis):
         for ring, part in enumerate(cells):
             arcs = np.repeat(shown[part], 120 // len(part) + 1)  # of straight pieces

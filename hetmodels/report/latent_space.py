@@ -4,7 +4,7 @@ import numpy as np
 
 from hetmodels.analysis.landscape import Landscape, MapMeasure, landscape, metric_of
 from hetmodels.analysis.map_space import MapSpace
-from hetmodels.analysis.mixing_density import latent_likelihood
+from hetmodels.analysis.mixing_density import latent_likelihood, prior_moments
 from hetmodels.analysis.observability import observability
 from hetmodels.errors import UsageError
 from hetmodels.report import figures
@@ -40,6 +40,12 @@ def of_landscape(source: Source) -> Section | None:
             f"images. {seen.words(axis).partition(': ')[2].capitalize()}"
         )
         pictures.append(Picture(profile(energy, f"latent {axis + 1}"), caption))
+    view, prior = posterior.local["rotation"][:, 2], np.diag(prior_moments(posterior)[1])
+    for axis in list(axes)[:2]:
+        share = 1 - source.latent_sd[:, axis] ** 2 / prior[axis]
+        svg = figures.sphere(view, share, "share explained", (0.0, 1.0))
+        caption = f"What the views show of latent {axis + 1}: share of its prior variance that an image explains."
+        pictures.append(Picture(svg, caption))
     return Section("landscape", title, words, pictures)
 
 

@@ -111,6 +111,9 @@ def test_shared_values_are_compared_with_their_monte_carlo_error():
     point = Posterior(Classes(3, frame=FRAME), {"weights": centre[None, None]}, True)
     (mixed,) = differences(sampled(centre, sd), point)
     assert not mixed.clear and np.isnan(mixed.spread) and not differences(point, point)
+    given = {"noise": np.full((4, 400, 2), 0.3, np.float32)}
+    both = [Posterior(Classes(3, frame=FRAME), sampled(centre, sd, seed=k).shared | given, False) for k in (0, 1)]
+    assert [d.name.partition("[")[0] for d in differences(*both)] == ["weights"]  # what was given is no finding
 
 
 @pytest.mark.slow

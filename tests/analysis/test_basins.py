@@ -72,6 +72,7 @@ def test_a_run_goes_round_where_there_are_no_particles():
     np.testing.assert_allclose(found.latents, found.path.points)
 
 
+@pytest.mark.slow
 def test_one_cloud_has_one_basin_and_no_path():
     rng = np.random.default_rng(1)
     run = arch(rng)

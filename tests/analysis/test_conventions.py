@@ -44,7 +44,14 @@ def test_dark_protein_is_seen(good):
     assert wrong(findings) == {"contrast"} and "--invert" in findings["contrast"].cure
 
 
-@pytest.mark.parametrize(("factor", "cure"), [(1 / PIXEL, "times 4"), (PIXEL, "times 0.25"), (-1.0, "other sign")])
+@pytest.mark.parametrize(
+    ("factor", "cure"),
+    [
+        (1 / PIXEL, "times 4"),
+        pytest.param(PIXEL, "times 0.25", marks=pytest.mark.slow),
+        pytest.param(-1.0, "other sign", marks=pytest.mark.slow),
+    ],
+)
 def test_shifts_in_another_unit_or_of_the_other_sign(good, factor, cure):
     findings = found(again(good, shift=factor))
     assert wrong(findings) == {"shifts"}
@@ -58,6 +65,7 @@ def test_a_binned_stack_under_the_old_pixel_size(good):
     assert findings["pixel size"].cure.startswith(("--pixel 4", "--pixel 3.9"))
 
 
+@pytest.mark.slow
 def test_a_pixel_size_that_is_a_tenth_off(good):
     findings = found(again(good, pixel=1.1))
     assert wrong(findings) == {"pixel size"}

@@ -274,7 +274,8 @@ FAMILIES = {
     "normal_modes": ["--set", "family.dims=1"],
     "multibody": "--set family.axis=0,0,1 --set family.nodes=3".split(),
 }
-GIVEN = dict.fromkeys(("homogeneous", "classes", "subspace", "multibody"), "em") | {"neural_field": "svi"}  # for what mcmc cannot draw
+# for what mcmc cannot draw
+GIVEN = dict.fromkeys(("homogeneous", "classes", "subspace", "multibody"), "em") | {"neural_field": "svi"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """All engines see one likelihood: on a homogeneous map with known poses and spectra they give the same answer."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from hetmodels.data.packed import Loading
 from hetmodels.families.homogeneous import Homogeneous
 from inference.em import EM
 from inference.engine import run
+from inference.machine import Machine
 from inference.map import MAP
 from inference.mcmc import MCMC
 from inference.moments import Moments
@@ -59,6 +61,12 @@ def test_maps_are_less_than_a_percent_from_em(task, reference, engine):
     found = engine.draw(jax.random.key(2), task, result.state)
     assert apart(found["map"], reference) < 0.01
     assert np.array_equal(found["map_tau2"], task.given["map_tau2"])
+
+
+def test_a_step_on_maps_takes_the_whole_batch_at_once(task):
+    machine = SimpleNamespace(problem=task)
+    assert Machine.parts(machine, task.batch(np.arange(100)), None) == 1
+    assert Machine.parts(machine, task.batch(np.arange(100)), 25) == 4
 
 
 @pytest.mark.slow

@@ -23,12 +23,12 @@ def dense_evidence(task, shared):
     mean, first, second = (np.asarray(render(task.family.volume(shared, z), view, {}), np.complex128) for z in at)
     images, variance, total = np.asarray(batch.images, np.complex128), np.asarray(view.variance, np.float64), 0.0
     for row in range(len(images)):
-
-        def real(x, scale=np.sqrt(variance[row] / 2)):
-            return np.concatenate([x.real / scale, x.imag / scale])
-
-        loading = np.stack([real(first[row] - mean[row]), real(second[row] - mean[row])], axis=1)
-        off, covariance = real(images[row] - mean[row]), np.eye(2 * images.shape[1]) + loading @ loading.T
+        scale = np.sqrt(variance[row] / 2)
+        parts = [
+            np.concatenate([x.real / scale, x.imag / scale]) for x in (images[row], mean[row], first[row], second[row])
+        ]
+        off, loading = parts[0] - parts[1], np.stack(parts[2:] - parts[1], axis=1)
+        covariance = np.eye(len(off)) + loading @ loading.T
         total += -0.5 * off @ np.linalg.solve(covariance, off) - 0.5 * np.linalg.slogdet(covariance)[1]
         total += np.sum(np.abs(images[row]) ** 2 - np.log(variance[row]))
     return total

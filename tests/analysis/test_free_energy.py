@@ -1,0 +1,79 @@
+"""Free energy along a path: likelihoods of the images, the walk's posterior, and a barrier that counting misses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from simulated import simulated
+
+from hetmodels.analysis.free_energy import Profile, path_likelihood, path_model
+from hetmodels.analysis.mixtures import mixture_weights
+from hetmodels.errors import UsageError
+from hetmodels.model import Observed, image_ratio, render
+from hetmodels.observation import Contrast, Observation
+from hetmodels.posterior import Posterior
+from hetmodels.volumes.voxels import Voxels
+from inference import MCMC, fit
+
+NODES = 17
+
+
+def double_well(barrier):
+    """Two equal wells at a quarter and three quarters of the path [kT], (nodes,)."""
+    x = np.linspace(-1, 1, NODES)
+    return barrier * (1 - (x / 0.5) ** 2) ** 2 / (1 + np.maximum(0, np.abs(x) - 0.5) * 4)
+
+
+def images(rng, energy, count, error):
+    """Likelihoods of images whose own estimate of the place has the error given, in nodes, and those estimates."""
+    weights = np.exp(-energy) / np.exp(-energy).sum()
+    place = rng.choice(NODES, count, p=weights)
+    seen = place + error * rng.standard_normal(count)
+    return -0.5 * ((seen[:, None] - np.arange(NODES)) / error) ** 2, seen
+
+
+def test_likelihoods_are_those_of_the_images_one_by_one():
+    data = simulated(n=20, size=12, pixel=12.0, states=2)
+    obs = Observation(data.particles.disc, 12.0, 1, 20, contrast=Contrast())
+    noise = np.full((1, obs.disc.shells), 0.7, np.float32)
+    found = path_likelihood(data.truth, data.particles, noise, Contrast())
+    batch = next(iter(data.particles.batches(np.arange(20), 20)))
+    seen = Observed(batch, obs, jnp.asarray(noise), None)
+    for node, values in enumerate(data.truth):
+        exact = image_ratio(seen, render(Voxels(jnp.asarray(values, jnp.float32), 12.0, 1), seen, {}))
+        exact = exact - obs.zero_ratio(batch.images, seen.variance)
+        np.testing.assert_allclose(found[:, node], exact, atol=2e-3)
+    with pytest.raises(UsageError, match="maps must have shape"):
+        path_likelihood(data.truth[:, :8, :8, :8], data.particles, noise)
+
+
+def test_a_profile_is_read_from_draws():
+    draws = np.array([[[0.0, 3.0, 1.0], [1.0, 5.0, 1.0]]])
+    found = Profile.of(Posterior(None, {"free_energy": draws}, False))
+    assert found.draws.tolist() == [[0, 3, 1], [0, 4, 0]] and found.median.tolist() == [0, 3.5, 0.5]
+    assert found.barrier(0, 2).tolist() == [3, 4] and found.barrier(2, 0).tolist() == [2, 4]
+    with pytest.raises(UsageError, match="draws of free_energy"):
+        Profile.of(Posterior(None, {"free_energy": draws[:, :1]}, True))
+
+
+def test_weights_of_an_ensemble_reach_their_certificate_and_a_twin_shares_them():
+    rng = np.random.default_rng(0)
+    log_density, _ = images(rng, double_well(3.0), 2000, 2.0)
+    one = mixture_weights(log_density)
+    twin = mixture_weights(np.concatenate([log_density, log_density[:, 4:5]], axis=1))
+    assert one.gap < 1e-5 and twin.gap < 1e-5
+    assert abs(one.log_likelihood - twin.log_likelihood) < 2e-5
+
+
+@pytest.mark.slow
+def test_a_barrier_of_seven_and_a_half_is_not_read_as_less():
+    """Each image's place has an error of a quarter of the wells' distance; counting estimates reads about 1 kT."""
+    energy = double_well(7.5)
+    log_density, seen = images(np.random.default_rng(1), energy, 20_000, 2.0)
+    engine = MCMC(draws=500, warmup=500, chains=2, block=250)
+    data = {"log_density": jnp.asarray(log_density, jnp.float32)}
+    found = Profile.of(fit(path_model, data, engine, key=jax.random.key(0)))
+    counts = np.bincount(np.clip(np.rint(seen), 0, NODES - 1).astype(int), minlength=NODES)
+    counted = np.log(counts[4] / counts[8])
+    low, median, high = np.quantile(found.barrier(4, 12), [0.05, 0.5, 0.95])
+    assert counted < 3.5 and low < 7.5 < high and median > 4.5
