@@ -20,7 +20,10 @@ OBJECTS = {
     ],
     "Fitting": ["inference.fit", "hetmodels.posterior.Posterior", "hetmodels.model.observe"],
     "Contracts": [
-        *(f"hetmodels.families.protocol.{name}" for name in ("Family", "Linear", "Moving", "Parts", "Gridded", "Gaussian", "Frame")),
+        *(
+            f"hetmodels.families.protocol.{name}"
+            for name in ("Family", "Linear", "Moving", "Parts", "Gridded", "Gaussian", "Frame")
+        ),
         "hetmodels.volumes.protocol.Volume",
         "inference.engine.Engine",
     ],

@@ -64,7 +64,8 @@ def look(mode: Mode, tables: Array, batch: Batch) -> tuple[Cells, Array, Array]:
     Compiled apart from `expect`: in one program XLA repeats the gathers in every use of the slices.
     """
     obs, lattice = mode.observation, mode.lattice
-    cells = lattice.cells(batch.rotation, obs.disc.grid(obs.spacing).points, batch.stretch)
+    points = obs.disc.grid(obs.spacing).points.astype(batch.rotation.dtype)
+    cells = lattice.cells(batch.rotation, points, batch.stretch)
     if mode.halves:
         cells = dataclasses.replace(cells, base=cells.base + (batch.half * lattice.rows)[:, None])
     return cells, centred_images(batch, obs), lattice.gather(tables, cells)

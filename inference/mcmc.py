@@ -52,8 +52,8 @@ class MCMC:
         warmup: transitions before, in which the kernel adapts.
         chains: number of chains, run side by side.
         kernel: an object of `inference.blackjax_kernels` (`NUTS()`, `MCLMC()`), `inference.gibbs.LinearGibbs()` for
-            linear families, or what makes a NumPyro kernel of a model: `numpyro.infer.NUTS` or `HMC`, a `functools.partial` of them with settings, or a function that
-            returns an `HMCGibbs` or `HMCECS`.
+            linear families, or what makes a NumPyro kernel of a model: `numpyro.infer.NUTS` or `HMC`, a
+            `functools.partial` of them with settings, or a function that returns an `HMCGibbs` or `HMCECS`.
         block: transitions between two reports.
         starts: moves the points that the chains start from, `inference.kernels.Pathfinder()`; none leaves them where
             the start values or the kernel's own choice put them.

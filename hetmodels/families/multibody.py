@@ -13,6 +13,7 @@ from jax import Array
 from hetmodels.errors import DataError, UsageError
 from hetmodels.families.nodes import Nodes
 from hetmodels.families.protocol import Frame, Parts, Shared, need_frame
+from hetmodels.families.supports import read_support
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.rotations import from_rotvec
 from hetmodels.tree import pytree, static
@@ -74,7 +75,11 @@ class Multibody:
         """
         if not self.bodies and self.supports is None:
             raise UsageError("Multibody: which bodies? Give family.bodies=MASK.mrc, one soft mask for each that moves.")
-        given = self.supports if self.supports is not None else np.stack([_mask(path, frame) for path in self.bodies])
+        given = (
+            self.supports
+            if self.supports is not None
+            else np.stack([read_support(path, frame, "Multibody") for path in self.bodies])
+        )
         supports = np.asarray(given, np.float32)
         supports = supports / np.maximum(supports.sum(0), 1)
         if supports.shape[1:] != (frame.size,) * 3:
@@ -179,21 +184,6 @@ class Multibody:
         """Values of the sites that give these shared values."""
         white = Ball(need_frame(self).size).whiten(shared["maps"], shared["maps_tau2"])
         return {"maps_white": white, "weights": shared["weights"], "maps_tau2": shared["maps_tau2"]}
-
-
-def _mask(path: str, frame: Frame) -> np.ndarray:
-    from hetmodels.data.maps import read_map
-
-    found = read_map(path)
-    if found.values.shape != (frame.size,) * 3 or abs(found.spacing / frame.spacing - 1) > 1e-2:
-        raise DataError(
-            f"{path}: the mask must have the images' box and pixel size, {frame.size} voxels of {frame.spacing:.4g} Å, "
-            f"it has {found.values.shape[0]} of {found.spacing:.4g} Å. Resample it, or fit without --box."
-        )
-    low, high = float(found.values.min()), float(found.values.max())
-    if low < -1e-3 or high > 1 + 1e-3 or high <= 0:
-        raise DataError(f"{path}: mask weights must lie in 0 … 1 and keep something, found {low:.4g} … {high:.4g}.")
-    return np.clip(found.values, 0, 1)
 
 
 def _nearest(mask: np.ndarray, frame: Frame) -> np.ndarray:

@@ -69,8 +69,8 @@ def test_weights_of_an_ensemble_reach_their_certificate_and_a_twin_shares_them()
 def test_a_barrier_of_seven_and_a_half_is_not_read_as_less():
     """Each image's place has an error of a quarter of the wells' distance; counting estimates reads about 1 kT."""
     energy = double_well(7.5)
-    log_density, seen = images(np.random.default_rng(1), energy, 20_000, 2.0)
-    engine = MCMC(draws=500, warmup=500, chains=2, block=250)
+    log_density, seen = images(np.random.default_rng(1), energy, 8000, 2.0)
+    engine = MCMC(draws=300, warmup=300, chains=2, block=100)
     data = {"log_density": jnp.asarray(log_density, jnp.float32)}
     found = Profile.of(fit(path_model, data, engine, key=jax.random.key(0)))
     counts = np.bincount(np.clip(np.rint(seen), 0, NODES - 1).astype(int), minlength=NODES)

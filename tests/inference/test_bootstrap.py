@@ -18,7 +18,7 @@ SIZE, LIMIT = 8, 3
 
 @pytest.fixture(scope="module")
 def setting():
-    """Three hundred images at unit noise of voxels that vary along one direction by plus or minus one, and each image's B_i and H_i."""
+    """Three hundred images of voxels that vary along one direction by plus or minus one; B_i and H_i of each image."""
     task = problem(simulated(n=300, size=SIZE, snr=0.3, seed=3).particles.with_holdout(0.0), Homogeneous())
     view, noise = View(task.observation, component_lattice(task.family), LIMIT), task.starting(jax.random.key(0))
     noise, batch, band, rng = noise["noise"], task.whole(), LowBand(SIZE, LIMIT), np.random.default_rng(0)

@@ -53,6 +53,7 @@ def test_its_levels_halve_the_picture_and_double_the_channels():
     assert shapes["output"] == ((256, 16), 256)
 
 
+@pytest.mark.slow
 def test_it_learns_how_bright_a_part_is():
     """On images that it has not seen, by its own word; no second compilation."""
     rng = np.random.default_rng(0)

@@ -75,6 +75,7 @@ def best_normal(y):
     return (log_p + np.log(w) + 0.5 * np.log(2 * np.pi * np.e)).max((1, 2))
 
 
+@pytest.mark.slow
 def test_a_flow_holds_both_modes():
     """The bound of a normal law falls short by about log 2, the mode that it misses; that of a flow hardly."""
     problem = task(folded, imaged(np.linspace(14, 26, 25)))
