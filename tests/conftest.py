@@ -1,6 +1,7 @@
 """Settings of the whole suite: compiled programs are shared between workers and the commands that tests start."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers share the proc
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("HETMODELS_TEST_PLATFORM", "cpu"))
 
 _MOST = 2_500_000_000  # bytes that a worker may hold when it begins a file
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import ArviZ before the workers start: on the first import of a day it renames a file, which one must win."""
+    if not hasattr(config, "workerinput"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            import arviz  # noqa: F401
 
 
 @pytest.fixture(scope="module", autouse=True)
