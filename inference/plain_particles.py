@@ -31,7 +31,8 @@ _POINTS = 2**21  # Fourier pixels of images that are rendered at a time
 def groups_of(problem: ParticleProblem, draws: list[Sites], key: Array) -> dict[str, np.ndarray]:
     """Log evidence of every particle and replicates of a few, named as in `Posterior.extra`.
 
-    Empty where a latent of the particles takes integer values, which this does not sum over.
+    Empty where a latent of the particles takes integer values, which this does not sum over; without replicates where
+    the model does not show each particle by one `observe`.
 
     Args:
         problem: of a model function of images.
@@ -54,20 +55,41 @@ def groups_of(problem: ParticleProblem, draws: list[Sites], key: Array) -> dict[
         keep, step = np.asarray(batch.weight) > 0, jax.random.fold_in(key, number)
         each.append(np.stack([np.asarray(of_rows(step, shared, batch)[1])[keep] for shared in draws]))
     evidence, held = np.concatenate(each, axis=1), problem.particles.held_out
-    size = min(size, len(problem.particles))
-    rows = checked_rows(problem)[:size]
-    batch, steps = problem.batch(rows, size), [jax.random.fold_in(key, len(held) + i) for i in range(len(draws))]
-    seen = [of_rows(step, shared, batch)[0] for step, shared in zip(steps, draws, strict=True)]
-    made = [images_of(step, shared, batch, own) for step, shared, own in zip(steps, draws, seen, strict=True)]
     found = {
         "log_likelihood/training": evidence[None][..., ~held],
         "log_likelihood/held_out": evidence[None][..., held],
-        "posterior_predictive/shell_power": np.stack([np.asarray(one)[: len(rows)] for one in made])[None],
-        "observed_data/shell_power": np.asarray(mean_power(problem, batch.images))[: len(rows)],
-        "constant_data/checked": rows,
         "constant_data/held_out": held,
     }
+    if _renders_once(problem, draws[0]):
+        size = min(size, len(problem.particles))
+        rows = checked_rows(problem)[:size]
+        batch, steps = problem.batch(rows, size), [jax.random.fold_in(key, len(held) + i) for i in range(len(draws))]
+        seen = [of_rows(step, shared, batch)[0] for step, shared in zip(steps, draws, strict=True)]
+        made = [images_of(step, shared, batch, own) for step, shared, own in zip(steps, draws, seen, strict=True)]
+        found |= {
+            "posterior_predictive/shell_power": np.stack([np.asarray(one)[: len(rows)] for one in made])[None],
+            "observed_data/shell_power": np.asarray(mean_power(problem, batch.images))[: len(rows)],
+            "constant_data/checked": rows,
+        }
     return {name: value for name, value in found.items() if value.size}
+
+
+def _renders_once(problem: ParticleProblem, shared: Sites) -> bool:
+    """Whether the model shows each particle by one `observe`, so that new images of it can be made."""
+    shown: list[str] = []
+
+    def look(batch: Batch) -> None:
+        start, split = _unravel(problem)
+        rows = len(batch.weight)
+        latents = {name: jnp.broadcast_to(v, (rows, *v.shape)) for name, v in split(start)[0].items()}
+        shown.extend(name for name, site in _trace(problem, shared, latents, batch).items() if _is_model(name, site))
+
+    jax.eval_shape(look, problem.example())
+    return len(shown) == 1
+
+
+def _is_model(name: str, site: dict[str, Any]) -> bool:
+    return site["type"] == "deterministic" and name.endswith("_model")
 
 
 def _trace(problem: ParticleProblem, shared: Sites, latents: Sites, batch: Batch) -> dict[str, Any]:
@@ -125,8 +147,8 @@ def _replicates(problem: ParticleProblem, key: Array, shared: Sites, batch: Batc
 
     def image(u: Array, row: Batch) -> Array:
         latents = {name: v[None] for name, v in split(u)[0].items()}
-        sites = _trace(problem, shared, latents, jax.tree.map(lambda leaf: leaf[None], row)).values()
-        return next(s["value"][0] for s in sites if s["type"] == "deterministic" and s["name"].endswith("_model"))
+        sites = _trace(problem, shared, latents, jax.tree.map(lambda leaf: leaf[None], row))
+        return next(site["value"][0] for name, site in sites.items() if _is_model(name, site))
 
     model = jax.vmap(image)(u, batch)
     variance = problem.observation.pixel_variance(shared["noise"], batch.group)

@@ -38,6 +38,7 @@ def test_alike_poses_count_for_the_same_directions():
     np.testing.assert_allclose(direction_density(turned, jnp.ones((50, 1)), "C3", 1.0), one, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_directions_are_learned_and_make_images_likelier():
     """Views near one axis: the table learns it from the search, and the next search has the more evidence."""
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from hetmodels.search import searched_local
 SIZE, ROWS = 24, 80
 
 
+@pytest.mark.slow
 def test_poses_leave_the_grid_for_the_truth_and_their_errors_are_as_said():
     values, images, rotation, shift = pose_set(ROWS, SIZE, 2.0, seed=9, sd=0.3)
     rng = np.random.default_rng(1)

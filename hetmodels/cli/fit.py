@@ -142,7 +142,10 @@ class _Job:
             )
         mask = args.mask and not hasattr(self.family, "mask")
         if (mask or args.mask_diameter) and not self.halves:
-            raise UsageError("fit: a mask is for the FSC of half maps, and this run keeps none. Leave out one of them.")
+            raise UsageError(
+                f"fit: {'--mask' if mask else '--mask-diameter'} is for the FSC of half maps, and this run keeps none. "
+                "Leave it out, or --no-halves."
+            )
         if args.mask and args.mask_diameter:
             raise UsageError("fit: --mask and --mask-diameter are two masks of the same FSC. Leave out one of them.")
 

@@ -28,7 +28,7 @@ def test_apply_moves_the_content_as_stated(size):
     np.testing.assert_allclose(flipped, molecule(CENTRES * [1, 1, -1], size), atol=1e-4)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("mirrored", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_align_finds_rotation_shift_and_hand(mirrored):
     pytest.importorskip("hetmodels.imaging.rotations")
     turn = Rotation.random(random_state=7).as_matrix()

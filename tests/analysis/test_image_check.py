@@ -93,6 +93,7 @@ def test_planted_faults_are_seen(data, spoil, low, high):
     assert low < chi(check_images(posterior(data, maps, noise), data.particles)) < high
 
 
+@pytest.mark.slow
 def test_the_gain_is_that_over_the_mean_volume(data):
     """Two equal maps gain nothing over their mean; two true ones what a hand count of evidences says."""
     noise = true_noise(data)

@@ -85,6 +85,7 @@ def test_nothing_beats_one_map_where_there_is_one():
         assert first_or_tied(rivals(simulated(N, SIZE, PIXEL, 0.1, 1, seed).particles, FAMILIES, seed), "homogeneous")
 
 
+@pytest.mark.slow
 def test_a_small_trial():
     """Two classes at good signal: two are clearly better than one, and a third is no help."""
     particles = simulated(n=400, size=16, pixel=12.0, snr=0.5, states=2, seed=1).particles

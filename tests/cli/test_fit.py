@@ -166,6 +166,7 @@ def test_start_given_and_reference(folder, capsys):
     assert "Homogeneous" in fit(folder, capsys, "--family", "classes", "--start", folder / "base", run="x", status=2)
 
 
+@pytest.mark.slow
 def test_two_references_are_two_classes(folder, capsys):
     truth = [folder / "a.truth" / f"state_00{k}.mrc" for k in (1, 2)]
     words = ["--family", "classes", "--set", "family.classes=2", "--reference", truth[0], "--reference", truth[1]]
@@ -260,7 +261,7 @@ def test_mask(folder, capsys):
     assert "--mask" in fit(folder, capsys, "--mask", mask, "--no-halves", run="x", status=2)
 
 
-FAST = [("classes", "em"), ("classes", "map"), ("subspace", "em"), ("neural_field", "svi")]
+FAST = [("classes", "em"), ("subspace", "em"), ("neural_field", "svi")]
 PAIRS = [
     pytest.param(
         family, engine, marks=[pytest.mark.slow] * (not (lacks or family == "homogeneous" or (family, engine) in FAST))

@@ -68,6 +68,7 @@ def test_a_search_without_a_map_is_refused(simulated: Path, tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_the_table_said_is_kept(simulated: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--pose", "search", "--reference", simulated.with_suffix(".truth") / "state_001.mrc", "--no-halves"]

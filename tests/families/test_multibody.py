@@ -41,6 +41,7 @@ def test_it_is_a_family():
     check_family(family, size=8, spacing=10.0)
 
 
+@pytest.mark.slow
 def test_moved_parts_are_a_volume_and_move_as_told():
     """Two Gaussians as voxels, turned and shifted, are the Gaussians at the places where the motion takes them."""
     centres, size, spacing = jnp.array([[10.0, 0.0, 4.0], [-8.0, 6.0, 0.0]]), 16, 4.0
@@ -125,6 +126,7 @@ class _Traced:
         return self.inner.design(z)
 
 
+@pytest.mark.slow
 def test_slices_of_views_are_those_of_the_exact_transform():
     """Against sums over voxels in float64: sum_r V(r) exp(-2 pi i k.(A (Q r + t))) of a smooth map."""
     family = framed(

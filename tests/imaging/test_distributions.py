@@ -195,6 +195,7 @@ def shifted_images(rows):
     return points, model, variance, images.astype(np.complex64), truth
 
 
+@pytest.mark.slow
 def test_nuts_recovers_shifts_and_the_noise_level():
     *arguments, truth = shifted_images(6)
     sampler = MCMC(

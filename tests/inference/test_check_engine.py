@@ -21,7 +21,9 @@ GOOD = [
     MAP(),
     MAP(learning_rate=0.1),
     SVI(guide=Point(), iterations=800),
-    SVI(guide=AutoMultivariateNormal, iterations=1500, learning_rate=0.05, draws=1000),
+    pytest.param(
+        SVI(guide=AutoMultivariateNormal, iterations=1500, learning_rate=0.05, draws=1000), marks=pytest.mark.slow
+    ),
     SVI(iterations=1500, learning_rate=0.05, draws=1000),
     MCMC(draws=500, warmup=300, chains=2),
 ]

@@ -48,6 +48,7 @@ def posed_images(task, batch, view, table, d, noise):
     return dataclasses.replace(batch, images=images * phase_ramp(obs.disc.grid(obs.spacing).points, batch.shift))
 
 
+@pytest.mark.slow
 def test_columns_of_noise_alone_have_mean_zero_and_those_of_motion_are_the_maps(swing):
     """The right side of the equations: without motion it vanishes within its error, with z ~ N(0, 1) it is left * C."""
     made, task, shared = swing

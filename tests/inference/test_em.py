@@ -41,7 +41,11 @@ class Double:
 
 @pytest.mark.parametrize(
     ("family", "states", "choices"),
-    [(Homogeneous(), 1, {}), (Homogeneous(order=3), 1, {}), (Classes(classes=2), 2, {"contrast": Contrast(0.2)})],
+    [
+        pytest.param(Homogeneous(), 1, {}, marks=pytest.mark.slow),
+        (Homogeneous(order=3), 1, {}),
+        (Classes(classes=2), 2, {"contrast": Contrast(0.2)}),
+    ],
 )
 def test_log_posterior_never_falls(family, states, choices):
     data = simulated(n=150, states=states, contrast_sd=0.1 if choices else 0.0)
@@ -161,6 +165,7 @@ def test_noise_of_half_sets_serves_a_run_without_them_and_back():
         _noise_of(noise, 3)
 
 
+@pytest.mark.slow
 def test_a_window_does_not_empty_the_first_guess_of_the_noise():
     data = simulated(n=200, size=24, pixel=8.0)
     p = data.particles

@@ -57,7 +57,10 @@ class Everything(Unknown):
 
 @pytest.mark.parametrize(
     ("family", "states", "choices"),
-    [(Homogeneous(), 1, {}), (Classes(classes=2), 2, {"contrast": Contrast(0.2), "outliers": Outliers()})],
+    [
+        pytest.param(Homogeneous(), 1, {}, marks=pytest.mark.slow),
+        (Classes(classes=2), 2, {"contrast": Contrast(0.2), "outliers": Outliers()}),
+    ],
 )
 def test_log_posterior_never_falls_on_a_fixed_grid(family, states, choices):
     data = simulated(n=12, size=10, pixel=16.0, snr=0.3, states=states, seed=1)
@@ -91,6 +94,7 @@ def test_map_is_found_from_a_low_passed_reference():
     assert np.median(angle) < 0.1 and np.mean(angle < 0.26) > 0.95
 
 
+@pytest.mark.slow
 def test_a_pass_of_search_lifts_the_map_above_its_reference():
     data = simulated(n=240, size=16, pixel=12.0, snr=0.5, seed=2, volumes=(uneven(16, 12.0),))
     reference = low_passed(data.truth, 3)

@@ -247,6 +247,7 @@ class Swinging:
         return dumbbell(20 + 3 * z[0])
 
 
+@pytest.mark.slow
 def test_latents_of_a_fit_come_from_infer_with_the_guide_as_proposal():
     """A table's rows for the particles that train, Laplace's approximation for the others: the same integral."""
     from hetmodels.observation import FixedNoise
@@ -270,6 +271,7 @@ def test_latents_of_a_fit_come_from_infer_with_the_guide_as_proposal():
     assert se.max() < 0.4
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_what_the_table_knows_and_stops_in_time():
     gaps = 20 + 3 * np.random.default_rng(0).normal(size=600)
     particles = imaged(gaps, noise=0.1)

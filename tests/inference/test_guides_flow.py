@@ -48,6 +48,7 @@ def test_splines_are_turned_back_and_know_their_slopes():
         assert np.allclose(Splines(jnp.zeros((2, 14)))(x), x)
 
 
+@pytest.mark.slow
 def test_a_flow_has_a_density_and_moments():
     flow = Flow(bins=4, layers=2)
     rng = np.random.default_rng(1)

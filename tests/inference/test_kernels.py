@@ -66,6 +66,7 @@ def test_chains_of_blackjax_go_on_after_a_kill():
         check_resume(engine, problem, jax.random.key(0), result, steps)
 
 
+@pytest.mark.slow
 def test_microcanonical_dynamics_obey_the_laws_of_engines():
     check_engine(MCMC(draws=500, warmup=300, chains=2, kernel=MCLMC()), jax.random.key(0))
 
@@ -81,6 +82,7 @@ def test_a_map_is_drawn_by_both_back_ends():
         assert abs(np.mean(flat.std(0) / sd) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_chains_start_at_draws_of_the_best_normal():
     """Pathfinder on a normal far from where chains begin: its draws have the normal's own density."""
     problem = PlainProblem(lambda sd: numpyro.sample("x", dist.Normal(40.0, sd).to_event(1)), SD)

@@ -57,6 +57,7 @@ def test_param_sites_are_estimated():
     assert abs(float(engine.draw(None, problem, run(engine, problem, key=jax.random.key(0)).state)["scale"]) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_the_spectrum_stays_at_its_start():
     problem, _, _ = map_posterior(jax.random.key(0))
     given = problem.given["map_tau2"]

@@ -87,6 +87,7 @@ def test_a_parameter_of_a_model_function_is_recovered():
     assert result.draws["noise"].shape == (2, 200, 1, problem.observation.disc.shells)
 
 
+@pytest.mark.slow
 def test_latents_of_particles_are_sampled_with_the_rest():
     gaps = 20 + 3 * np.random.default_rng(0).normal(size=12)
     problem = task(own_gaps, imaged(gaps, noise=0.2), sd=0.2)

@@ -27,6 +27,7 @@ def groups(data):
     return set(data.groups()) if hasattr(data, "_groups_all") else {name.strip("/") for name in data.groups} - {""}
 
 
+@pytest.mark.slow
 def test_a_family_has_replicates_of_held_out_images(tmp_path):
     """The groups of a fitted family, and the file they go to."""
     data = simulated(n=200, size=12, snr=0.5)

@@ -36,6 +36,7 @@ def test_a_map_is_drawn_from_a_third_of_the_images_per_step(dynamics):
     assert abs(np.mean(flat.std(0) / sd) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_control_variates_cancel_the_noise_of_batches_at_the_mode():
     problem, _, _ = map_posterior(jax.random.key(0))
     engine = SGMCMC(draws=2, warmup=0, chains=1, batch_size=20, thinning=1)

@@ -35,7 +35,9 @@ def begun(n=150, seed=1, contrast=None, **choices):
     return made, dataclasses.replace(task, start=dict(shared) | {"map": mean, "components": maps})
 
 
-@pytest.mark.parametrize("contrast", [None, Contrast(0.2)], ids=["contrast fixed", "contrast"])
+@pytest.mark.parametrize(
+    "contrast", [pytest.param(None, marks=pytest.mark.slow), Contrast(0.2)], ids=["contrast fixed", "contrast"]
+)
 def test_the_log_posterior_never_falls(contrast):
     """T5: 40 passes in double precision, spectra and noise fixed."""
     _, task = begun(contrast=contrast)
