@@ -167,6 +167,7 @@ def test_symmetry_is_worth_as_many_images_as_it_has_elements():
     assert uneven[1] < 0.05 < 0.2 < uneven[0], uneven
 
 
+@pytest.mark.slow
 def test_a_search_looks_at_one_of_the_poses_that_symmetry_makes_alike():
     molecule = symmetric_beads(16, 12.0, "D2")
     data = simulated(n=60, size=16, pixel=12.0, snr=1.0, seed=6, volumes=(molecule,))
