@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Shared
+from hetmodels.families.protocol import Shared, shown
 from hetmodels.imaging.grids import phase_ramp
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.local import Assignment, Local, Pairs, centred_images, component_lattice, posterior_of, shell_statistics
@@ -92,11 +92,6 @@ def _every(nodes: Array, log_weights: Array, parts: Any) -> Views:
     turns = jnp.moveaxis(parts.rotation, 1, 0).reshape(-1, 3, 3)
     shifts = jnp.moveaxis(parts.shift, 1, 0).reshape(-1, 3)
     return Views(nodes, log_weights, turns, shifts, design, (count,) * maps, tuple(pairs))
-
-
-def masked(family: Any, shared: Shared, components: Array) -> Array:
-    """The maps X_l that are seen: U_l times its soft mask."""
-    return components * family.support(shared)
 
 
 def rows_at_once(observation: Observation, views: Views) -> int:
@@ -196,7 +191,7 @@ def view_moments(
 def _in_parts(family: Any, shared: Shared, batch: Batch, obs: Observation, noise: Array) -> tuple[Seen, Views]:
     """The moments of a batch of any size, a few images at a time."""
     lattice, views = component_lattice(family), views_of(family, shared)
-    table = lattice.table(masked(family, shared, family.components(shared)))
+    table = lattice.table(shown(family, shared))
 
     def one(row: Batch) -> Seen:
         single = jax.tree.map(lambda leaf: leaf[None], row)

@@ -128,7 +128,7 @@ def _check_images(family: Any, shared: Any, z: Any, observation: Observation, ba
 def _check_linear(family: Any, shared: Any, z: Any, observation: Observation, batch: Batch) -> None:
     components = family.components(shared)
     lattice, moving = component_lattice(family), isinstance(family, Moving)
-    table = lattice.table(components * family.support(shared) if moving else shown(family, shared))
+    table = lattice.table(shown(family, shared))
     points = observation.disc.grid(observation.spacing).points
     grid = observation.disc.grid(observation.spacing)
     project = jax.jit(lambda z, rotation: family.volume(shared, z).project(rotation, grid))

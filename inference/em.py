@@ -252,11 +252,10 @@ class EM:
     def _moved(self, family: Any, state: EMState) -> tuple[Array, tuple[Array, ...], float]:
         """New maps of each copy, how far the data determine them, and the rise that is certain, per particle."""
         lattice, pairs, count = component_lattice(family), mixing_pairs(family, state.shared), state.maps.shape[1]
-        if isinstance(family, Moving):
-            support = family.support(state.shared)
-            maps, known = moving_step.moved(lattice, state.total, state.maps, support, state.spectra, self.solver_steps)
-            return maps, known, np.inf
         masks = _masks(family, state.shared)
+        if isinstance(family, Moving):
+            maps, known = moving_step.moved(lattice, state.total, state.maps, masks, state.spectra, self.solver_steps)
+            return maps, known, np.inf
         sums = accumulate.table(state.total, _columns(count, pairs)).reshape(len(state.maps), lattice.rows, -1)
         found, certain, promise = [], [], 0.0
         for before, columns in zip(state.maps, sums, strict=True):
@@ -320,12 +319,12 @@ def _expected(
 
 def _seen(family: Any, shared: Any, maps: Array) -> Array:
     """The maps as images show them: masked, where they have masks."""
-    masks = family.support(shared) if isinstance(family, Moving) else _masks(family, shared)
+    masks = _masks(family, shared)
     return maps if masks is None else maps * masks
 
 
-def _masks(family: Any, shared: Any) -> Array | None:
-    """The masks of maps that do not move."""
+def _masks(family: Any, shared: Any) -> Any:
+    """The masks of the maps, (maps, N, N, N); None if they have none."""
     return family.masks(shared) if isinstance(family, Masked) else None
 
 

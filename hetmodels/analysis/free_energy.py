@@ -8,6 +8,9 @@ on the flat profile; here the strength has a log-normal law). `path_model` is a 
     posterior = fit(path_model, {"log_density": path_likelihood(maps, particles, noise)}, MCMC(), key=key)
     profile = Profile.of(posterior)
 
+The bands do not yet cover what they say where wells are as narrow as the error of an image's place: 400 images on 9
+nodes, wells of 3 kT and an error of one node gave a 90 % band that covered 82 % of the true values over 200 sets.
+
 The weights of an ensemble without a path, by maximum likelihood up to a certified gap, are
 `hetmodels.analysis.mixtures.mixture_weights` of the same likelihoods.
 """

@@ -115,7 +115,7 @@ def _write_at_rest(
     write_map(run.map, joined, spacing)
     if "half_maps" not in posterior.extra:
         return {}
-    seen = np.asarray(family.support(shared)) * posterior.extra["half_maps"]
+    seen = np.asarray(family.masks(shared)) * posterior.extra["half_maps"]
     return _write_halves(run, joined, seen.sum(1), spacing, mask)
 
 

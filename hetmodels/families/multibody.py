@@ -136,7 +136,7 @@ class Multibody:
     def volume(self, shared: Shared, z: Array) -> MovedParts:
         """The rest, and the bodies turned."""
         parts = self.design(z)
-        seen = shared["maps"] * self.support(shared)
+        seen = shared["maps"] * self.masks(shared)
         spacing = need_frame(self).spacing
         return MovedParts(seen, parts.weight, parts.rotation, parts.shift, spacing, self.order)
 
@@ -144,7 +144,7 @@ class Multibody:
         """The maps U before their masks, (1 + bodies, N, N, N)."""
         return shared["maps"]
 
-    def support(self, shared: Shared) -> Array:
+    def masks(self, shared: Shared) -> Array:
         """The masks of the rest and of the bodies, (1 + bodies, N, N, N); they sum to 1."""
         return jnp.concatenate([1 - self.supports.sum(0, keepdims=True), self.supports])
 

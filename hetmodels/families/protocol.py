@@ -90,11 +90,11 @@ class Parts:
 class Moving(Linear, Protocol):
     """A linear family some of whose maps turn and shift with the latent: `design(z)` gives `Parts`.
 
-    The maps X_l are U_l times a soft mask; `components`, `spectra` and `updated` are about U_l, and the latent is
-    enumerated (`grids`, whose nodes are arrays (nodes, dims) of coordinates with a meaning).
+    It is `Masked`, each map by its own mask, and the latent is enumerated (`grids`, whose nodes are arrays
+    (nodes, dims) of coordinates with a meaning).
     """
 
-    def support(self, shared: Shared) -> Array:
+    def masks(self, shared: Shared) -> Array:
         """The soft masks, (components, N, N, N)."""
 
     def grids(self, shared: Shared) -> tuple[Array, Array]:

@@ -10,13 +10,13 @@ from test_em import FIXED, Double
 from hetmodels.data.phantom import phantom
 from hetmodels.errors import DataError, UsageError
 from hetmodels.families import Multibody
-from hetmodels.families.protocol import Frame, Moving, framed
+from hetmodels.families.protocol import Frame, Moving, framed, shown
 from hetmodels.imaging import accumulate
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.rotations import from_rotvec
 from hetmodels.local import component_lattice
 from hetmodels.model import Observed, image_ratio, render
-from hetmodels.moving import masked, view_slices, views_of
+from hetmodels.moving import view_slices, views_of
 from hetmodels.observation import Contrast, Refined
 from hetmodels.testing import check_family, check_volume
 from hetmodels.volumes.gaussians import Gaussians
@@ -85,13 +85,13 @@ def test_the_sums_are_the_gradient_of_the_likelihood(bodies):
     with jax.enable_x64(True):
         oracle = jax.jit(jax.value_and_grad(lambda m: seen_one_by_one(task, batch, shared | {"maps": m}, noise)))
         value, gradient = oracle(shared["maps"])
-        table = lattice.table(masked(family, shared, shared["maps"]))
+        table = lattice.table(shown(family, shared))
         total, ratio = moving_step.empty(lattice, 1, 2), 0.0
         mode = Mode(task.observation, lattice, False, "posterior", ((0, 0), (1, 1)))
         for cells, values, sums in moving_step.expected(mode, family, (shared, noise, None), table, batch, 1.0):
             total, ratio = accumulate.add(lattice, total, cells, values), ratio + float(sums.log_ratio)
         columns = accumulate.table(total, 3).reshape(2, lattice.rows, 3)
-        found = family.support(shared) * lattice.adjoint(jnp.concatenate([columns[..., 0], columns[..., 1]]).T)
+        found = family.masks(shared) * lattice.adjoint(jnp.concatenate([columns[..., 0], columns[..., 1]]).T)
     assert abs(ratio - float(value)) < 1e-6 * abs(ratio)
     assert np.abs(found - gradient).max() < 1e-6 * np.abs(gradient).max()
 
@@ -138,7 +138,7 @@ def test_slices_of_views_are_those_of_the_exact_transform():
     obs, batch = task.observation, task.batch(np.arange(4))
     shared = {"maps": jnp.asarray(np.stack([density, density]), jnp.float32), "weights": jnp.ones(3) / 3}
     views, lattice = views_of(family, shared), component_lattice(family)
-    seen = masked(family, shared, shared["maps"])
+    seen = shown(family, shared)
     found, _, _ = view_slices(lattice, lattice.table(seen), batch, obs, views)
     line = (np.arange(SIZE) - SIZE // 2) * PIXEL
     place = np.stack(np.meshgrid(line, line, line, indexing="ij")[::-1], -1).reshape(-1, 3)
