@@ -7,6 +7,7 @@ the noise spectrum can be updated from the same numbers.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, Moving, Shared, need_frame, shown
+from hetmodels.families.latent_mixture import LatentMixture
+from hetmodels.families.protocol import Gaussian, Gridded, Moving, Shared, mixture_of, need_frame, shown
 from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.observation import Contrast, Observation, marginal_ratio, split_junk
@@ -33,7 +35,8 @@ class Local:
     Attributes:
         mean: latent means, (rows, dims); dims is 0 where there is no continuous latent.
         covariance: (rows, dims, dims).
-        responsibilities: posterior probability of each node of a gridded latent, (rows, nodes).
+        responsibilities: posterior probability of each node of a gridded latent, or of each Gaussian that a latent may
+            come from, (rows, nodes).
         contrast: posterior mean of the contrast, (rows,).
         outlier: posterior probability of junk, (rows,).
         rotation: mean rotation, or the likeliest of a search, (rows, 3, 3).
@@ -70,6 +73,8 @@ class Design:
         responsibilities: (rows, nodes).
         mean, covariance: of a Gaussian latent, (rows, dims) and (rows, dims, dims).
         contrast: E[a], (rows,).
+        each: of a mixture of Gaussians, E[(1, z) (1, z)^T] of each times its responsibility, (rows, nodes, 1 + dims,
+            1 + dims); else None.
     """
 
     log_ratio: Array
@@ -79,6 +84,7 @@ class Design:
     mean: Array
     covariance: Array
     contrast: Array
+    each: Array | None = None
 
 
 def component_lattice(family: Any) -> Lattice:
@@ -192,7 +198,7 @@ def posterior_of(joint: Array) -> Array:
 def design_moments(
     family: Any, shared: Shared, h: Array, gram: Array, contrast: Contrast | None, assign: Assignment = posterior_of
 ) -> Design:
-    """Integrate the latents of a linear family: none, enumerated nodes, or a Gaussian in closed form.
+    """Integrate the latents of a linear family: none, enumerated nodes, or Gaussians in closed form.
 
     Args:
         family: a linear family.
@@ -202,6 +208,9 @@ def design_moments(
         assign: node probabilities from log prior plus log likelihood (rows, nodes); an engine may soften them.
     """
     if isinstance(family, Gaussian):
+        mixture = mixture_of(family, shared)
+        if mixture is not None:
+            return _mixture_moments(mixture, h, gram, contrast, assign)
         return _gaussian_moments(family.latent_covariance(shared), h, gram, contrast)
     if isinstance(family, Gridded):
         nodes, log_weights = family.grids(shared)
@@ -258,6 +267,54 @@ def _gaussian_moments(prior: Array, h: Array, gram: Array, contrast: Contrast | 
     )
 
 
+def about_mean(mean: Array, h: Array, gram: Array) -> tuple[Array, Array, Array]:
+    """The statistics of an image for z - mean in place of z.
+
+    Args:
+        mean: (dims,), or one for each row, (rows, dims).
+        h, gram: (rows, components) and (rows, components, components).
+
+    Returns:
+        T with (1, z) = T (1, z - mean), (rows, components, components); T^T h and T^T G T.
+    """
+    shift = jnp.zeros_like(gram) + jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    shift = shift.at[:, 1:, 0].set(mean)
+    exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return shift, exact("blm,bl->bm", shift, h), exact("bli,blm,bmj->bij", shift, gram, shift)
+
+
+def _mixture_moments(
+    mixture: LatentMixture, h: Array, gram: Array, contrast: Contrast | None, assign: Assignment
+) -> Design:
+    """b = (1, z), z of a mixture of Gaussians: each as if it were alone, about its own mean, then Bayes' rule."""
+    exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+    def alone(mean: Array, covariance: Array) -> tuple[Array, ...]:
+        shift, own_h, own_gram = about_mean(mean, h, gram)
+        found = _gaussian_moments(covariance, own_h, own_gram, contrast)
+        first = exact("blm,bm->bl", shift, found.first)
+        second = exact("bli,bij,bmj->blm", shift, found.second, shift)
+        return found.log_ratio, first, second, found.mean + mean, found.covariance, found.contrast
+
+    each = jax.vmap(alone, out_axes=1)(mixture.means, mixture.covariances)
+    ratio, first, second, means, covariances, scale = each
+    joint = ratio + jnp.log(jnp.maximum(mixture.weights, 1e-30))
+    share = assign(joint)
+    mean = exact("bk,bki->bi", share, means)
+    apart, point = means - mean[:, None], jnp.concatenate([jnp.ones_like(means[..., :1]), means], axis=-1)
+    own = point[..., :, None] * point[..., None, :]
+    return Design(
+        jax.scipy.special.logsumexp(joint, axis=1),
+        exact("bk,bkl->bl", share, first),
+        exact("bk,bklm->blm", share, second),
+        share,
+        mean,
+        exact("bk,bkij->bij", share, covariances + apart[..., :, None] * apart[..., None, :]),
+        (share * scale).sum(1),
+        share[..., None, None] * own.at[..., 1:, 1:].add(covariances),
+    )
+
+
 def _without_latents(inverse: Array, h: Array, gram: Array, contrast: Contrast) -> tuple[Array, Array]:
     """Coefficients of a and -a^2 in log p(y | a), roughly: a z taken as normal with the variance it has on average."""
     spread = jnp.linalg.inv(2 * gram[:, 1:, 1:] + inverse / (1 + contrast.sd**2))
@@ -289,14 +346,20 @@ def image_design(
     family: Any, shared: Shared, batch: Batch, observation: Observation, noise: Array
 ) -> tuple[Design, Array]:
     """Design moments of a batch at known poses, from the maps themselves; also the pixel variance."""
+    h, gram = linear_statistics(family, shared, batch, observation, noise)
+    return design_moments(family, shared, h, gram, observation.contrast), observation.pixel_variance(noise, batch.group)
+
+
+def linear_statistics(
+    family: Any, shared: Shared, batch: Batch, observation: Observation, noise: Array
+) -> tuple[Array, Array]:
+    """h (rows, components) and G (rows, components, components) of a batch at its poses, from the maps themselves."""
     lattice = component_lattice(family)
     table = lattice.table(shown(family, shared))
     slices, _ = component_slices(lattice, table, batch, observation)
-    variance = observation.pixel_variance(noise, batch.group)
     images = centred_images(batch, observation)
     found = shell_statistics(images, slices, batch.ctf, observation.disc, mixing_pairs(family, shared))
-    h, gram = found.weighted(noise[batch.group])
-    return design_moments(family, shared, h, gram, observation.contrast), variance
+    return found.weighted(noise[batch.group])
 
 
 def collapsed_ratio(

@@ -24,7 +24,7 @@ from hetmodels.local import Local, exact_local
 from hetmodels.model import Observed, collapsible, generative, image_ratio, observed, per_particle, render
 from hetmodels.observation import Observation
 from hetmodels.plain import PlainProblem, Sites
-from hetmodels.search import searched_local
+from hetmodels.pose_local import searched_local
 
 _DRAWS = 200
 _POINTS = 2**17  # Fourier pixels of densities that are evaluated at a time

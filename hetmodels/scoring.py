@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, Shared, shown
+from hetmodels.families.latent_mixture import LatentMixture
+from hetmodels.families.protocol import Gaussian, Gridded, Shared, mixture_of, shown
 from hetmodels.imaging.grids import phase_ramp
 from hetmodels.imaging.poses import RotationGrid
 from hetmodels.imaging.rotations import from_rotvec, super_fibonacci
@@ -202,7 +203,10 @@ def latent_ratio(templates: Templates, cross: Array, gram: Array) -> Array:
     family, shared, pairs = templates.family, templates.shared, templates.pairs
     contrast = templates.observation.contrast
     if isinstance(family, Gaussian):
-        return _gaussian_ratio(family.latent_covariance(shared), cross, _full(gram, pairs, cross.shape[-1]), contrast)
+        full, mixture = _full(gram, pairs, cross.shape[-1]), mixture_of(family, shared)
+        if mixture is None:
+            return _gaussian_ratio(family.latent_covariance(shared), cross, full, contrast)
+        return _mixture_ratio(mixture, cross, full, contrast)
     if isinstance(family, Gridded):
         nodes, log_weights = family.grids(shared)
         design = jax.vmap(family.design)(nodes)  # type: ignore[attr-defined]
@@ -223,6 +227,21 @@ def _full(packed: Array, pairs: Pairs, count: int) -> Array:
     i, j = np.array(pairs).T
     full = jnp.zeros((*packed.shape[:-1], count, count), packed.dtype).at[..., i, j].set(packed)
     return full.at[..., j, i].set(packed)
+
+
+def _mixture_ratio(mixture: LatentMixture, cross: Array, gram: Array, contrast: Contrast | None) -> Array:
+    """Weights b = (1, z), z of a mixture of Gaussians: each about its own mean as in `_gaussian_ratio`."""
+
+    def add(total: Array, one: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        weight, mean, covariance = one
+        shift = jnp.eye(gram.shape[-1], dtype=cross.dtype).at[1:, 0].set(mean)
+        own = _einsum("li,...lm,mj->...ij", shift, gram, shift)
+        found = _gaussian_ratio(covariance, _einsum("...l,lm->...m", cross, shift), own, contrast)
+        return jnp.logaddexp(total, found + jnp.log(jnp.maximum(weight, 1e-30))), None
+
+    parts = (v.astype(cross.dtype) for v in (mixture.weights, mixture.means, mixture.covariances))
+    start = jnp.full(cross.shape[:-1], -jnp.inf, cross.dtype)
+    return jax.lax.scan(add, start, tuple(parts))[0]
 
 
 def _gaussian_ratio(prior: Array, cross: Array, gram: Array, contrast: Contrast | None) -> Array:

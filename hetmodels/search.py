@@ -26,9 +26,8 @@ from hetmodels.imaging.poses import (
     step_of,
 )  # fmt: skip
 from hetmodels.imaging.rotations import from_rotvec, uniform
-from hetmodels.local import Local, image_design
-from hetmodels.observation import Observation, split_junk
-from hetmodels.polish import polished
+from hetmodels.observation import Observation
+from hetmodels.packed_bank import Bank, bank_for, packed_scores
 from hetmodels.scoring import (
     Templates,
     bank_scores,
@@ -57,7 +56,7 @@ from hetmodels.tree import pytree
 _BLOCK = 576  # rotations of the bank scored at once
 _TILE = 2**19  # scores of a first grid held at once
 _SLICES = 2**20  # pixels of gathered slices held at once
-_RESOLVED = 2.0  # nats that the last grid may lack on average
+_PACKED = 32  # images scored in one call against a bank that they share
 _WIDTHS = ((8, 6), (64, 16))  # rotations and shifts that are split, for images of rising need
 
 
@@ -210,13 +209,20 @@ class Plan:
         rotation = jnp.matmul(turn, self.rotation, precision=jax.lax.Precision.HIGHEST)
         return dataclasses.replace(self, rotation=rotation, shift=self.shift + move)
 
-    def resolved(self, templates: Templates, batch: Batch) -> "Plan":
-        """With as many levels more as it takes until the last grid shows what the images can tell apart."""
+    def resolved(self, templates: Templates, batch: Batch, nats: float = 2.0, beyond: int = 0) -> "Plan":
+        """With as many levels more as it takes until the last grid shows what the images can tell apart.
+
+        Args:
+            templates: maps and noise.
+            batch: the images.
+            nats: what the last grid may lack on average.
+            beyond: levels that it may have more than the band asks for (`Search.finest`).
+        """
         how, obs = self.search, templates.observation
-        for levels in range(how.levels, max(how.levels, how.finest(obs)) + 1):
+        for levels in range(how.levels, max(how.levels, how.finest(obs) + beyond) + 1):
             how = dataclasses.replace(how, levels=levels)
             excess = mismatch(templates, step_of(how.order + levels), how.shift_step / 2**levels)
-            if float(lacking(templates, batch, excess, how.limit).mean()) <= _RESOLVED:
+            if float(lacking(templates, batch, excess, how.limit).mean()) <= nats:
                 break
         return dataclasses.replace(self, search=how)
 
@@ -233,50 +239,6 @@ def about_last(plan: Plan, table: PoseTable, batch: Batch, oversampling: int) ->
                               shift_radius=2 * step, shift_step=step)  # fmt: skip
     rotation, shift = jnp.asarray(table.rotation[index, 0]), jnp.asarray(table.shift[index, 0])
     return Plan(how, dataclasses.replace(plan.prior, margin=np.inf), rotation, shift)
-
-
-def searched_local(
-    family: Any, shared: Any, batch: Batch, observation: Observation, noise: Array, junk: Array | None
-) -> Local:
-    """The posterior of a linear family's latents and of poses, searched within their prior with the full band.
-
-    The grid is as fine as the band needs and stays where it is. The moments of the latents are those of the
-    heaviest poses, at most `poses` of them.
-    """
-    pose, limit, rows = observation.pose, observation.disc.limit, len(batch.weight)
-    plan = pose.plan(batch, observation.spacing, pose.oversampling, limit)
-    plan = pose.plan(batch, observation.spacing, max(pose.oversampling, plan.search.finest(observation)), limit)
-    plan = plan.seen_from(shared.get("directions"))
-    found = plan.run(Templates.of(family, shared, observation, noise), batch)
-    share = found.weight / found.weight.sum(1, keepdims=True)
-    parts = []
-    for k in range(max(1, int((share > 0).sum(1).max()))):
-        rotation, shift = jnp.asarray(found.rotation[:, k]), jnp.asarray(found.shift[:, k])
-        turned = dataclasses.replace(batch, rotation=rotation, shift=shift)
-        parts.append(_weighed(family, shared, turned, observation, noise, share[:, k]))
-    mean, square, nodes, contrast = (sum(values[1:], values[0]) for values in zip(*parts, strict=True))
-    spread = square - mean[:, :, None] * mean[:, None, :]
-    variance = observation.pixel_variance(noise, batch.group)
-    evidence, clean = split_junk(jnp.asarray(found.log_evidence), observation, batch, variance, junk)
-    top = pose.top
-    best = dataclasses.replace(batch, rotation=jnp.asarray(found.rotation[:, 0]), shift=jnp.asarray(found.shift[:, 0]))
-    if pose.polish:
-        best = polished(family, shared, observation, noise, best, plan.prior, pose.polish)
-    return Local(
-        mean, spread, nodes, contrast, 1 - clean, best.rotation, best.shift, evidence,
-        jnp.zeros(rows), found.rotation[:, :top], found.shift[:, :top], found.weight[:, :top],
-    )  # fmt: skip
-
-
-@partial(jax.jit, static_argnames="observation")
-def _weighed(
-    family: Any, shared: Any, batch: Batch, observation: Observation, noise: Array, share: Array
-) -> tuple[Array, ...]:
-    """First and second moments of the latents, nodes and contrast at one pose per image, times its share."""
-    found, _ = image_design(family, shared, batch, observation, noise)
-    square = found.covariance + found.mean[:, :, None] * found.mean[:, None, :]
-    moments = (found.mean, square, found.responsibilities, found.contrast)
-    return tuple(m * share.reshape(-1, *[1] * (m.ndim - 1)) for m in moments)
 
 
 def _offsets(level: _Level, job: _Job) -> np.ndarray:
@@ -350,10 +312,19 @@ def _split(level: _Level, job: _Job, parent: RotationGrid, found: Cells) -> Any:
     for i, (r, t) in reversed(list(enumerate(widths))):
         need[(found.rotations <= r) & (found.shifts <= t)] = i
     parts, order, grid, excess = [], [], parent.finer(), level.excess
+    bank = bank_for(level.templates, parent, found, job.rotation, job.batch, job.copy, level.limit)
     for i, (r, t) in enumerate(widths):
-        for index, padded in groups(np.flatnonzero(need == i), _rows_at_once(level, len(need), 8 * r)):
-            cells = children(found.take(padded, r, t), parent, 2 * level.step)
-            parts.append(_settled(level, _rows(job, padded), grid, cells, excess))
+        size = _rows_at_once(level, len(need), 8 * r) if bank is None else _PACKED
+        for index, padded in groups(np.flatnonzero(need == i), size):
+            kept = found.take(padded, r, t)
+            cells, own = children(kept, parent, 2 * level.step), _rows(job, padded)
+            if bank is None:
+                parts.append(_settled(level, own, grid, cells, excess))
+            else:
+                settled = _packed_rows(
+                    level.search, level.number, level.templates, own, cells, kept.code, grid, excess, bank
+                )
+                parts.append(jax.tree.map(np.asarray, settled))
             order.append(index)
     return joined(parts, order)
 
@@ -385,10 +356,38 @@ def _scored(
     limit: int, step: float,
 ) -> Array:  # fmt: skip
     left, weight, heat = image_side(templates, job.batch, cells.shift, excess, limit)
+    score = own_scores(templates, left, weight, slices, rotation.shape[1])
+    return _with_prior(job, grid, cells, rotation, score, heat, step)
+
+
+def _with_prior(
+    job: _Job, grid: RotationGrid, cells: Cells, rotation: Array, score: Array, heat: Array, step: float
+) -> Array:
+    """Scores at their temperature plus the log prior mass of the cells, minus infinity where none counts."""
     log_rotation = jnp.where(first(cells.code, cells.rotations), job.prior.log_rotation(rotation, grid), -jnp.inf)
     log_shift = jnp.where(first(cells.shift[..., 0], cells.shifts), job.prior.log_shift(cells.shift, step), -jnp.inf)
-    score = own_scores(templates, left, weight, slices, rotation.shape[1])
     return score / heat[:, None, None] + log_shift[:, :, None] + log_rotation[:, None, :]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _packed_rows(
+    search: Search, number: int, templates: Templates, job: _Job, cells: Cells, parents: Array, grid: RotationGrid,
+    excess: Array, bank: Bank,
+) -> Any:  # fmt: skip
+    """As `_settled`, one image after another, with slices from a bank."""
+    level = _Level(search, templates, number)
+
+    def settle(part: tuple[_Job, Cells, Array]) -> Any:
+        job, cells, parents = part
+        rotation = grid.rotation(cells.code, job.rotation)
+        left, weight, heat = image_side(templates, job.batch, cells.shift, excess, level.limit)
+        scores = packed_scores(
+            templates, bank, job.copy[0], left[0], weight[0], parents[0], (cells.rotations[0] + 7) // 8
+        )
+        return level.settle(_with_prior(job, grid, cells, rotation, scores[None], heat, level.step), cells, rotation)
+
+    tiled = jax.tree.map(lambda leaf: leaf[:, None], (job, cells, parents))
+    return jax.tree.map(lambda leaf: leaf[:, 0], jax.lax.map(settle, tiled))
 
 
 def _rows_at_once(level: _Level, rows: int, rotations: int) -> int:

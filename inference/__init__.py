@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inference.sgmcmc import SGMCMC as SGMCMC
     from inference.smc import SMC as SMC
     from inference.svi import SVI as SVI
+    from inference.variability import Variability as Variability
 
 ENGINES: dict[str, str] = {
     "em": "inference.em.EM",
@@ -19,11 +20,12 @@ ENGINES: dict[str, str] = {
     "svi": "inference.svi.SVI",
     "mcmc": "inference.mcmc.MCMC",
     "moments": "inference.moments.Moments",
+    "variability": "inference.variability.Variability",
 }
 
 _MORE = ("inference.smc.SMC", "inference.sgmcmc.SGMCMC", "inference.fitting.fit")  # engines by dotted path, and `fit`
 
-__all__ = ["EM", "ENGINES", "MAP", "MCMC", "SGMCMC", "SMC", "SVI", "Moments", "fit"]
+__all__ = ["EM", "ENGINES", "MAP", "MCMC", "SGMCMC", "SMC", "SVI", "Moments", "Variability", "fit"]
 
 
 def __getattr__(name: str) -> Any:

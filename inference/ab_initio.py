@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.errors import UsageError
+from hetmodels.families.homogeneous import Homogeneous
 from hetmodels.families.protocol import Gaussian, Gridded, Linear, Moving, need_frame
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.poses import finest_order
@@ -78,14 +79,16 @@ class AbInitio:
                 f"em: {type(problem.family).__name__} with unknown poses needs maps to start from. Find a map with "
                 "--family homogeneous, and give it by --reference."
             )
-        found = []
+        found, task = [], _coarse(_of_one_map(problem))
         for number, own in enumerate(jax.random.split(key, self.starts)):
-            found.append(_Start(self, engine, _coarse(problem)).run(own))
+            found.append(_Start(self, engine, task).run(own))
             _log.info(
                 "first maps %d of %d, from random blobs: log evidence %.2f nats per particle",
                 number + 1, self.starts, found[-1][1],
             )  # fmt: skip
         maps = max(found, key=lambda pair: pair[1])[0]
+        if isinstance(problem.family, Gridded) and hasattr(problem.family, "from_maps"):
+            maps = problem.family.from_maps(maps)
         if not problem.halves:
             return maps
         # halves are independent beyond the band that they start from in common
@@ -117,6 +120,20 @@ def begun(key: Array, engine: Any, problem: Any) -> Any:
 def _from_moments(family: Any) -> bool:
     """Whether its start is made from a mean map by moments (`inference.subspace_start`)."""
     return isinstance(family, Gaussian)
+
+
+def _of_one_map(problem: Any) -> Any:
+    """The problem with one map for all classes.
+
+    Maps that compete from the beginning end with all images at the one that is ahead (measured: 1,500 of 1,500). From
+    one map for all, EM begins with every image at a class at random, and goes on softly.
+    """
+    family = problem.family
+    if not isinstance(family, Gridded) or not hasattr(family, "from_maps"):
+        return problem
+    given = {name: value for name, value in problem.given.items() if name == "noise"}
+    one = Homogeneous(order=family.order, frame=family.frame)  # type: ignore[attr-defined]
+    return type(problem).of(one, problem.particles, problem.observation, given, halves=problem.halves)
 
 
 def _coarse(problem: Any) -> Any:

@@ -66,6 +66,11 @@ class _Stepped:
         """Nothing: the kernel adapts in its first transitions."""
         return state
 
+    def renewed(self, state: ChainState, data: Any) -> ChainState:
+        """See `Chains.renewed`."""
+        log_p, slope = jax.vmap(jax.value_and_grad(self._target(data)))(state.inner.position)
+        return dataclasses.replace(state, inner=state.inner._replace(logdensity=log_p, logdensity_grad=slope))
+
     def positions(self, state: ChainState) -> Sites:
         """See `Chains.positions`."""
         return state.inner.position

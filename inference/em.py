@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from hetmodels.data.batch import Batch
-from hetmodels.families.protocol import Gaussian, Gridded, Masked, Moving, need_frame
+from hetmodels.families.protocol import Gaussian, Gridded, Masked, Moving, mixture_of, need_frame
 from hetmodels.imaging import accumulate
 from hetmodels.imaging.ball import Ball
 from hetmodels.imaging.slices import Cells, Lattice
@@ -27,8 +27,9 @@ from hetmodels.tree import pytree
 from inference import moving_step
 from inference.ab_initio import AbInitio, begun
 from inference.expectation import Mode, Sums, expect, look, no_sums
+from inference.mixture_step import first_gaussians, refitted
 from inference.pose_step import advanced, alike, first_table, learned_poses, search_report, weighted_poses
-from inference.subspace_start import moment_start
+from inference.subspace_start import grown_start
 from inference.updates import correlation, expanded, junk_share, matched, noise_spectra, regularised, signal_spectra
 from inference.volume_step import certainty, volume_step
 
@@ -135,8 +136,10 @@ class EM:
         copies = 2 if problem.halves else 1
         lattice, started = component_lattice(family), problem.started
         if isinstance(family, Gaussian) and not _has_components(family, problem, shared):
-            shared, started = moment_start(key, self, problem, shared | {"noise": noise}), True
-            noise = shared.pop("noise")
+            shared, started = grown_start(key, self, problem), True
+            noise, junk = shared.pop("noise"), shared.pop("junk", junk)
+        elif mixture_of(family, shared) is not None:
+            shared = first_gaussians(key, problem, shared, noise)
         components = family.components(shared) * (1.0 if started else 0.0)
         components = symmetrised(components, obs.spacing, obs.pose.symmetry)
         maps = jnp.broadcast_to(components, (copies, *components.shape))
@@ -166,7 +169,7 @@ class EM:
         """E-step of a batch and its share of the back-projections."""
         family, obs = problem.family, problem.observation
         lattice, nodes = component_lattice(family), _nodes(family, state.shared)
-        assignment = self._assignment(state, nodes)
+        assignment = "posterior" if isinstance(family, Gaussian) else self._assignment(state, nodes)
         mode = Mode(obs, lattice, len(state.maps) > 1, assignment, mixing_pairs(family, state.shared))
         junk = state.junk if obs.outliers is not None else None
         target = 1 + (0.75 * nodes - 1) * max(0.0, 1 - int(state.passes) / max(self.anneal, 1))
@@ -214,8 +217,11 @@ class EM:
         if self._learns_spectrum(problem) and (int(state.joined) < 0 or not problem.halves):
             spectra = signal_spectra(ball, maps, precision, determined, fsc)
             maps = regularised(ball, maps, precision, state.spectra, spectra)
-        if isinstance(family, Gaussian) and self._learns_spectrum(problem):
-            maps, spectra = expanded(maps, spectra, state.sums.latent, _masks(family, state.shared))
+        gaussians: dict[str, Array] = {}
+        if isinstance(family, Gaussian):
+            latent, gaussians = refitted(problem, state.shared, state.sums.latent, self._learns_spectrum(problem))
+            if latent is not None:
+                maps, spectra = expanded(maps, spectra, latent, _masks(family, state.shared))
         if self.learn_noise and "noise" not in problem.given:
             noise = noise_spectra(ball, state.sums, determined, state.noise)
         joined, halves = int(state.joined), maps if len(maps) == 2 else state.halves
@@ -233,7 +239,7 @@ class EM:
             maps,
             _tables(lattice, _seen(family, state.shared, maps)),
             spectra,
-            family.updated(state.shared, maps.mean(0), spectra, occupancy),
+            family.updated(state.shared, maps.mean(0), spectra, occupancy) | gaussians,
             noise,
             state.junk if obs.outliers is None else junk_share(state.sums, obs),
             _empty(family, state.shared, lattice, maps),
@@ -347,6 +353,9 @@ def _log_prior(ball: Ball, integrated: bool, maps: Array, spectra: Array, log_de
 
 
 def _nodes(family: Any, shared: Any) -> int:
+    mixture = mixture_of(family, shared)
+    if mixture is not None:
+        return len(mixture.weights)
     return len(family.grids(shared)[1]) if isinstance(family, Gridded) else 1
 
 
@@ -357,7 +366,7 @@ def _dims(family: Any) -> int:
 
 def _alone(sums: Sums) -> bool:
     """Whether there are no latents: then the solver knows what is left to gain."""
-    return sums.occupancy.size == 1 and len(sums.latent) == 1
+    return sums.occupancy.size == 1 and sums.latent.shape[-1] == 1
 
 
 def _has_components(family: Any, problem: Any, shared: Any) -> bool:

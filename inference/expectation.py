@@ -27,7 +27,8 @@ class Sums:
         count: pixels that went into it, (groups, shells).
         junk: expected number of junk images.
         particles: number of images.
-        latent: of a Gaussian latent, sum of E[(1, z) (1, z)^T], (1 + dims, 1 + dims); dims is 0 without one.
+        latent: sum of E[(1, z) (1, z)^T] of each Gaussian that a latent comes from, (Gaussians, 1 + dims, 1 + dims);
+            dims is 0 without one.
     """
 
     log_ratio: Any
@@ -43,7 +44,7 @@ def no_sums(groups: int, shells: int, nodes: int, dims: int) -> Sums:
     """Nothing added up yet."""
     zero, edge = np.zeros, 1 + dims
     spectra = zero((groups, shells)), zero((groups, shells))
-    return Sums(zero(()), zero(nodes), *spectra, zero(()), zero(()), zero((edge, edge)))
+    return Sums(zero(()), zero(nodes), *spectra, zero(()), zero(()), zero((nodes if dims else 1, edge, edge)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +77,36 @@ def expect(
     mode: Mode, family: Any, known: tuple, batch: Batch, view: tuple, target: float | Array, key: Array
 ) -> tuple[Array, Sums]:
     """E-step of a batch: what its pixels add, and the other sums."""
-    obs, (shared, noise, junk), (sign, images, slices) = mode.observation, known, view
+    obs, (shared, noise, junk), (_, images, slices) = mode.observation, known, view
     variance = obs.pixel_variance(noise, batch.group)
     found = shell_statistics(images, slices, batch.ctf, obs.disc, mode.pairs)
     assign = {
         "posterior": posterior_of,
         "soft": lambda joint: softened(joint, batch.weight, target),
-        "random": lambda joint: _random(joint, key),
+        "random": lambda joint: _random(joint, key, batch.index),
     }[mode.assignment]
     design = design_moments(family, shared, *found.weighted(noise[batch.group]), obs.contrast, assign)
     ratio, clean = split_junk(design.log_ratio, obs, batch, variance, junk)
     weight = batch.weight * clean
     first, second = design.first * weight[:, None], design.second * weight[:, None, None]
+    values = contributions(mode, batch, view, variance, (first, second))
+    weighted = dataclasses.replace(found, power=found.power * weight[:, None])
+    power = weighted.expected_power(first, second)
+    zero = obs.zero_ratio(batch.images, variance)
+    return values, _sums(obs, batch, design, ratio + zero, weight, power)
+
+
+def contributions(mode: Mode, batch: Batch, view: tuple, variance: Array, moments: tuple[Array, Array]) -> Array:
+    """What the pixels of a batch add to the back-projections, (rows, pixels, columns).
+
+    Args:
+        mode: of the E-step.
+        batch: the images.
+        view: signs of the cells, centred images and component slices; see `look`.
+        variance: of each pixel, (rows, pixels).
+        moments: E[a b] and E[a^2 b b^T] of each image, times its weight.
+    """
+    (sign, images, slices), (first, second) = view, moments
     i, j = np.array(mode.pairs).T
     if len(mode.pairs) == first.shape[1]:
         model = slices * second[:, None, i, i]
@@ -96,16 +115,13 @@ def expect(
     scale = (2 * batch.ctf / variance)[..., None]
     residual = scale * (images[..., None] * first[:, None, :] - batch.ctf[..., None] * model)
     curvature = scale * batch.ctf[..., None] * second[:, None, i, j]
-    values = jnp.concatenate([residual.real, residual.imag * sign[..., None], curvature], axis=-1)
-    weighted = dataclasses.replace(found, power=found.power * weight[:, None])
-    power = weighted.expected_power(first, second)
-    zero = obs.zero_ratio(batch.images, variance)
-    return values, _sums(obs, batch, design, ratio + zero, weight, power)
+    return jnp.concatenate([residual.real, residual.imag * sign[..., None], curvature], axis=-1)
 
 
-def _random(joint: Array, key: Array) -> Array:
-    """Every image to one node, evenly and at random."""
-    return jax.nn.one_hot(jax.random.randint(key, (len(joint),), 0, joint.shape[1]), joint.shape[1])
+def _random(joint: Array, key: Array, index: Array) -> Array:
+    """Every image to one node, evenly and at random; the same one at all of its poses."""
+    node = jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(key, i), (), 0, joint.shape[1]))(index)
+    return jax.nn.one_hot(node, joint.shape[1])
 
 
 def softened(joint: Array, weight: Array, target: float | Array) -> Array:
@@ -139,7 +155,9 @@ def _sums(obs: Observation, batch: Batch, design: Design, ratio: Array, weight: 
 
 
 def _latent_moments(design: Design, weight: Array) -> Array:
-    """Sum over images of E[(1, z) (1, z)^T]."""
+    """Sum over images of E[(1, z) (1, z)^T], Gaussian by Gaussian."""
+    if design.each is not None:
+        return jnp.tensordot(weight, design.each, 1)
     point = jnp.concatenate([jnp.ones_like(weight)[:, None], design.mean], axis=1)
     spread = jnp.tensordot(weight, design.covariance, 1)
-    return jnp.einsum("b,bi,bj->ij", weight, point, point).at[1:, 1:].add(spread)
+    return jnp.einsum("b,bi,bj->ij", weight, point, point).at[1:, 1:].add(spread)[None]

@@ -17,7 +17,7 @@ from jax import Array
 from hetmodels.data.batch import Batch
 from hetmodels.data.particles import Particles
 from hetmodels.errors import UsageError
-from hetmodels.families.protocol import Frame, Gaussian, Linear, Neural, framed
+from hetmodels.families.protocol import Frame, Gaussian, Linear, Mixed, Neural, framed, mixture_of
 from hetmodels.initial import first_spectra
 from hetmodels.observation import Contrast, Known, Observation, Outliers, Radial
 from hetmodels.plain import PlainProblem, Sites
@@ -164,7 +164,8 @@ def _site_values(family: Any, given: Any) -> Sites:
         shared = given.shared_point()
         sites = {} if family is None else family.sites(shared)
         network = family.weights() if isinstance(family, Neural) else ()
-        spectra = {k: v for k, v in sites.items() if k.endswith("tau2") or k in network}
+        latent = () if family is None or mixture_of(family, shared) is None else ("means", "covariances")
+        spectra = {k: v for k, v in sites.items() if k.endswith("tau2") or k in (*network, *latent)}
         return spectra | {k: v for k, v in shared.items() if k == "noise"}
     if not isinstance(given, dict):
         raise UsageError(f"fit: given and start take a Posterior or a dict by site name, got {type(given).__name__}.")
@@ -210,7 +211,11 @@ def _from_maps(problem: ParticleProblem, maps: np.ndarray, frame: Frame) -> Site
     arranged = getattr(family, "from_maps", lambda maps: jnp.broadcast_to(maps, wanted))
     components = arranged(jnp.asarray(maps))
     occupancy = jnp.ones(len(family.grids(shared)[1]) if hasattr(family, "grids") else 1)
-    return dict(family.updated(shared, components, family.spectra(shared), occupancy))
+    found = dict(family.updated(shared, components, family.spectra(shared), occupancy))
+    if isinstance(family, Mixed) and (mixture := family.latent_mixture(shared)) is not None:
+        said = family.with_mixture({}, mixture)  # maps say nothing of the latents
+        found = {name: value for name, value in found.items() if name not in said}
+    return found
 
 
 def _posterior(problem: PlainProblem, engine: Any, result: Result, key: Array, more: dict[str, Any]) -> Posterior:

@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from hetmodels.data.batch import Batch
 from hetmodels.errors import UsageError
-from hetmodels.families.protocol import Gaussian, Gridded, Linear, Moving, shown
+from hetmodels.families.protocol import Gaussian, Gridded, Linear, Moving, mixture_of, shown
 from hetmodels.local import (
     centred_images,
     component_lattice,
@@ -87,6 +87,15 @@ class LinearGibbs:
             raise UsageError(
                 "LinearGibbs draws neither junk nor a Gaussian latent's contrast; leave these out, or NUTS."
             )
+        if obs.pose.prior() and not problem.summed:
+            raise UsageError(
+                "LinearGibbs draws poses from the candidates of a search: set MCMC(search_every=1), on the command "
+                "line --set engine.search_every=1."
+            )
+        if mixture_of(family, problem.starting(jax.random.key(0))) is not None:
+            raise UsageError(
+                "LinearGibbs draws no mixture of Gaussians: its weights move the means. Set family.mixture=1, or NUTS."
+            )
         laws = {name: site["fn"] for name, site in problem.sites.items() if site["type"] == "sample"}
         white = tuple(name for name, law in laws.items() if _is_white(law))
         odd = [n for n, law in laws.items() if n not in white and not isinstance(law, dist.Dirichlet)]
@@ -120,6 +129,10 @@ class GibbsChains:
 
     def warm(self, state: GibbsState, data: Any) -> GibbsState:
         """Nothing to adapt."""
+        return state
+
+    def renewed(self, state: GibbsState, data: Any) -> GibbsState:
+        """Nothing is kept but the last density, which the next sweep evaluates anew."""
         return state
 
     def positions(self, state: GibbsState) -> Sites:

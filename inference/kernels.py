@@ -44,6 +44,9 @@ class Chains(Protocol):
     def sample(self, state: Any, data: Any) -> Any:
         """One transition of all chains; runs inside compiled code."""
 
+    def renewed(self, state: Any, data: Any) -> Any:
+        """The state with the density that it keeps evaluated anew, on other data; runs inside compiled code."""
+
     def positions(self, state: Any) -> Sites:
         """Unconstrained sites, (chains, …)."""
 
@@ -111,6 +114,12 @@ class NumpyroChains:
     def sample(self, state: Any, data: Any) -> Any:
         """See `Chains.sample`."""
         return self.kernel.sample(state, (data,), {})
+
+    def renewed(self, state: Any, data: Any) -> Any:
+        """See `Chains.renewed`."""
+        model = handlers.seed(self.kernel.model, jax.random.key(0))
+        energy, slope = jax.vmap(jax.value_and_grad(lambda z: potential_energy(model, (data,), {}, z)))(state.z)
+        return state._replace(potential_energy=energy, z_grad=slope)
 
     def positions(self, state: Any) -> Sites:
         """See `Chains.positions`."""

@@ -88,6 +88,8 @@ class Moments:
             return f"moments needs a linear family; {name} has no {', '.join(missing)} (protocol Linear)."
         if hasattr(model, "grids"):
             return f"moments tells no discrete states apart, and the latents of {name} are (Gridded)."
+        if getattr(model, "mixture", 1) != 1:
+            return f"moments knows second moments only, and those of one Gaussian; {name} has {model.mixture}, use em."
         if getattr(model, "order", 1) != 1:
             return f"moments needs trilinear slices; set family.order=1, {name} has {model.order}."
         return None

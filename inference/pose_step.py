@@ -53,7 +53,7 @@ def first_table(problem: Any, components: Array) -> Any:
 def _band(obs: Observation, shell: int) -> np.ndarray:
     """The band to search with where maps are good up to a shell: some shells more, in few different sizes."""
     top = obs.disc.limit
-    grain = -(-top // 5)
+    grain = max(-(-top // 8), min(3, -(-top // 5)))
     wanted = shell + max(2, min(10, top // 5))
     return np.asarray(min(top, max(_LOWEST, -(-wanted // grain) * grain)))
 
@@ -156,8 +156,11 @@ def _mixed(obs: Observation, batch: Batch, evidence: Array, noise: Array, junk: 
 
 
 def _pairs(batch: Batch, found: Any, weight: np.ndarray) -> Iterator[Batch]:
+    """Images at their poses; alike rotations stand together, so that their slices are back-projected as one."""
     rows, columns = np.nonzero(weight)
-    size = len(weight)
+    turned, half = np.asarray(found.rotation)[rows, columns].reshape(len(rows), 9), np.asarray(batch.half)[rows]
+    order = np.lexsort((*turned.T[[1, 0, 8]], half))
+    rows, columns, size = rows[order], columns[order], len(weight)
     for start in range(0, len(rows), size):
         r, c = rows[start : start + size], columns[start : start + size]
         pad = (0, size - len(r))

@@ -10,33 +10,71 @@ from jax import Array
 
 from hetmodels.data.batch import Batch
 from hetmodels.families.homogeneous import Homogeneous
-from hetmodels.families.protocol import Masked, Shared
+from hetmodels.families.protocol import Masked, Shared, mixture_of
 from hetmodels.imaging.ball import Ball
 from hetmodels.local import component_lattice
 from hetmodels.observation import Known
 from hetmodels.problem import ParticleProblem
 from inference.columns import DirectionSums
 from inference.covariance import ColumnSums, ProjectedSums, View, low_shell, orthonormal_to, principal
+from inference.low_band import lowered, raised
+from inference.mixture_step import first_gaussians
 
 _MOST = 20_000  # particles that are read for the start
 _RESOLUTION = 20.0  # of the covariance [Å]
 _SPARE = 8  # directions kept beyond those asked for, before the covariance is solved for exactly
 _PASSES = 3
+_HELD, _FREE = 6, 6  # passes in the low band with the components' spectra kept wide, and with all of them learnt
 _SEARCHES = 6  # passes where poses are searched
 
 
-def moment_start(key: Array, engine: Any, problem: ParticleProblem, shared: Shared) -> Shared:
-    """Shared values to start from, with components from the covariance of at most 20,000 particles.
+def moment_start(key: Array, engine: Any, problem: ParticleProblem) -> Shared:
+    """Shared values to start from, with components from the covariance of at most 20,000 particles in a low band.
 
     Args:
         key: random key.
         engine: an EM, whose settings make the mean map where none is given.
-        problem: the problem.
-        shared: shared values so far, `noise` among them; the mean map is taken from them where it is not zero.
+        problem: the problem; the mean map is taken from its start where there is one.
 
     Poses to be searched are, for the start, the likeliest ones under the mean map.
     """
-    family, few = problem.family, _few(problem)
+    low = problem if problem.searches else _few(lowered(problem))
+    return _as_given(problem, raised(_moments(key, engine, low), low, problem))
+
+
+def grown_start(key: Array, engine: Any, problem: ParticleProblem) -> Shared:
+    """The start of the moments, improved by passes of EM in the low band.
+
+    At first the components' spectra are kept wide. Components of noise would otherwise be believed to be weak before
+    those of motion have grown out of them, which then takes very many passes.
+
+    Args:
+        key: random key.
+        engine: an EM.
+        problem: see `moment_start`.
+    """
+    if problem.searches:
+        return moment_start(key, engine, problem)
+    low = _few(lowered(problem))
+    found = _moments(key, engine, low)
+    if not bool(jnp.any(found["components"])):
+        return _as_given(problem, raised(found, low, problem))
+    wide = jnp.maximum(found["components_tau2"], low.family.spectra(low.starting(key))[1:])
+    low = dataclasses.replace(low, start=_as_given(low, found | {"components_tau2": wide}))
+    state, held = engine.init(key, low), dataclasses.replace(engine, learn_spectrum=False)
+    for number in range(_HELD + _FREE):
+        state = _pass(key, held if number < _HELD else engine, low, state, number)
+    return _as_given(problem, raised(engine.draw(key, low, state), low, problem))
+
+
+def _as_given(problem: ParticleProblem, shared: Shared) -> Shared:
+    """Shared values with those that are not to be inferred put back."""
+    return shared | {name: value for name, value in problem.given.items() if name in shared}
+
+
+def _moments(key: Array, engine: Any, problem: ParticleProblem) -> Shared:
+    """Shared values with the components of the moments' covariance."""
+    family, few, shared = problem.family, _few(problem), problem.starting(key)
     if problem.searches:
         mean, tau2, noise, few = _searched_mean(key, engine, few, shared if problem.started else {})
         fresh = {"map_tau2": tau2, "noise": noise}
@@ -48,7 +86,10 @@ def moment_start(key: Array, engine: Any, problem: ParticleProblem, shared: Shar
         fresh = {"map_tau2": tau2, "noise": noise}
     components = leading_components(few, mean, noise, family.dims, engine.batch_size)
     spectra = spectra_of(components, family.spectra(shared)[1:])
-    return shared | {"map": mean, "components": components, "components_tau2": spectra} | fresh
+    found = shared | {"map": mean, "components": components, "components_tau2": spectra} | fresh
+    if mixture_of(family, shared) is None:
+        return found
+    return first_gaussians(key, few, found, noise)
 
 
 def spectra_of(components: Array, guess: Array) -> Array:
@@ -163,8 +204,13 @@ def _mean(key: Array, engine: Any, problem: ParticleProblem, start: Shared, pass
     inner = dataclasses.replace(inner, start=start)
     state = engine.init(key, inner)
     for number in range(passes):
-        for batch in problem.batches(number, key, engine.batch_size):
-            state, _ = engine.step(key, inner, state, batch)
-        state, _ = engine.sweep(key, inner, state)
+        state = _pass(key, engine, inner, state, number, problem)
     shared = engine.draw(key, inner, state)
     return shared["map"], shared["map_tau2"], shared["noise"], state.poses
+
+
+def _pass(key: Array, engine: Any, problem: ParticleProblem, state: Any, number: int, images: Any = None) -> Any:
+    """One pass of an EM over the batches of the problem, or of another one with the same particles."""
+    for batch in (images or problem).batches(number, key, engine.batch_size):
+        state, _ = engine.step(key, problem, state, batch)
+    return engine.sweep(key, problem, state)[0]

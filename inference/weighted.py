@@ -137,7 +137,7 @@ def coarse_latents(posterior: Posterior, particles: Particles, resolution: float
     if limit < 1:
         raise UsageError(f"latents: no Fourier shell is as coarse as {resolution:g} Å; give a finer resolution.")
     problem = make_problem(
-        posterior.family, particles, pose=Known(), noise=Radial(), contrast=_contrast(posterior), outliers=None,
+        posterior.family, particles, pose=Known(), noise=Radial(), contrast=contrast_of(posterior), outliers=None,
         halves=False, holdout=0.0, start=None, given={"noise": posterior.value("noise")},
     )  # fmt: skip
     assert isinstance(problem, ParticleProblem)
@@ -152,7 +152,7 @@ def coarse_latents(posterior: Posterior, particles: Particles, resolution: float
     return dataclasses.replace(posterior, local=posterior.local | {"mean": mean, "covariance": covariance})
 
 
-def _contrast(posterior: Posterior) -> Contrast | None:
+def contrast_of(posterior: Posterior) -> Contrast | None:
     """The prior of the contrast that a run had, which its provenance states in words."""
     text = str(posterior.provenance.get("contrast", "None"))
     found = re.fullmatch(r"Contrast\(sd=([-+.\deE]+)\)", text)

@@ -10,7 +10,7 @@ from test_search import PIXEL, batch_of, homogeneous, observation, pose_set, pri
 from hetmodels.imaging.rotations import from_rotvec, geodesic, to_rotvec
 from hetmodels.observation import Unknown
 from hetmodels.polish import polished
-from hetmodels.search import searched_local
+from hetmodels.pose_local import searched_local
 
 SIZE, ROWS = 24, 80
 

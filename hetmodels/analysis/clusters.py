@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from hetmodels.analysis.mixing_density import prior_moments
+from hetmodels.analysis.one_gaussian import under_one_gaussian
 from hetmodels.errors import UsageError
 from hetmodels.posterior import Posterior
 
@@ -57,7 +58,7 @@ def latent_evidence(posterior: Posterior) -> LatentEvidence:
     if not dims:
         raise UsageError("clusters: the run has no continuous latents; its classes are clusters already.")
     centre, spread = prior_moments(posterior)
-    mean, covariance = np.asarray(local["mean"], float), np.asarray(local["covariance"], float)
+    mean, covariance = under_one_gaussian(posterior)
     inverse = np.linalg.inv(covariance + 1e-9 * np.eye(dims) * np.trace(spread) / dims)
     slope = np.einsum("nij,nj->ni", inverse, mean) - np.linalg.solve(spread, centre)
     offset = mean.mean(0)

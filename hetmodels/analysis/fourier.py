@@ -6,6 +6,7 @@ import numpy as np
 import scipy.fft
 
 from hetmodels.errors import DataError
+from hetmodels.imaging.resample import resampled
 
 
 @lru_cache(maxsize=4)
@@ -92,13 +93,6 @@ def crop(volume: np.ndarray, size: int) -> np.ndarray:
         DataError: if size exceeds the box.
     """
     n = volume.shape[0]
-    if size == n:
-        return volume
     if size > n:
         raise DataError(f"Fourier crop: the new box must not exceed the old one of {n} voxels, got {size}.")
-    full = scipy.fft.fftshift(forward(volume), axes=(0, 1))
-    start = n // 2 - size // 2
-    cut = full[start : start + size, start : start + size, : size // 2 + 1].copy()
-    if size % 2 == 0:
-        cut[0], cut[:, 0], cut[:, :, -1] = 0, 0, 0
-    return inverse(scipy.fft.ifftshift(cut, axes=(0, 1)), size) * (size / n) ** 3
+    return resampled(volume, size)

@@ -20,6 +20,7 @@ import numpyro.distributions as dist
 import scipy.linalg
 
 from hetmodels.analysis.mixtures import Mixture, mixture_weights
+from hetmodels.analysis.one_gaussian import under_one_gaussian
 from hetmodels.errors import UsageError
 from hetmodels.posterior import Posterior
 
@@ -203,7 +204,8 @@ def latent_likelihood(
     """What each particle says of some of its latents, on a grid that covers the estimates.
 
     The posterior of a particle is taken as Gaussian, N(z; m, S), and divided by the family's prior on the same axes;
-    what the prior says of the other axes given these stays in.
+    what the prior says of the other axes given these stays in. A mixture of Gaussians as prior is exchanged for one
+    Gaussian first.
 
     Args:
         posterior: of a family with continuous latents.
@@ -218,8 +220,8 @@ def latent_likelihood(
     if not 1 <= len(axes) <= 3 or len(set(axes)) < len(axes) or not all(0 <= axis < dims for axis in axes):
         raise UsageError(f"mixing density: axes must be one to three of the {dims} latent axes, from 0; got {axes}.")
     keep = posterior.local["outlier"] < 0.5 if "outlier" in posterior.local else slice(None)
-    mean = posterior.local["mean"][keep][:, axes].astype(float)
-    covariance = posterior.local["covariance"][keep][:, axes][:, :, axes].astype(float)
+    means, covariances = under_one_gaussian(posterior)
+    mean, covariance = means[keep][:, axes], covariances[keep][:, axes][:, :, axes]
     centre, spread = prior_moments(posterior)
     centre, spread = centre[list(axes)], spread[np.ix_(axes, axes)]
     low, high = mean.min(0), mean.max(0)

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from hetmodels.analysis.mixing_density import prior_moments
+from hetmodels.analysis.one_gaussian import under_one_gaussian
 from hetmodels.errors import UsageError
 from hetmodels.imaging.rotations import healpix_directions
 from hetmodels.posterior import Posterior
@@ -64,7 +65,7 @@ def observability(posterior: Posterior, order: int = 1) -> Observability:
     if not local or not local["mean"].shape[1]:
         raise UsageError("observability: the run has no continuous latents, whose visibility could depend on the view.")
     prior = np.diag(prior_moments(posterior)[1])
-    share = 1 - np.diagonal(local["covariance"], axis1=1, axis2=2) / prior
+    share = 1 - np.diagonal(under_one_gaussian(posterior)[1], axis1=1, axis2=2) / prior
     beam = np.asarray(local["rotation"], float)[:, 2]  # row 2 of A: the beam in the molecule's frame
     rot, tilt = healpix_directions(order)
     every = np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], axis=1)

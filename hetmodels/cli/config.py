@@ -161,6 +161,8 @@ def as_table(thing: Any, name: str | None = None) -> dict[str, Any]:
         value = getattr(thing, field.name)
         if field.init and value is not None:
             table[field.name] = as_table(value) if dataclasses.is_dataclass(value) else value
+        elif field.init and field.default is not None:
+            table[field.name] = "none"
     return table
 
 

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fit, and leave the results in the folder."""
     with on_machine(args):
-        job = _Job(args)
+        job = Job(args)
         if args.dry_run:
             return job.forecast()
         job.check_room()
@@ -95,7 +95,7 @@ def _pose_kind(name: str) -> type:
     return {"known": Known, "refine": Refined, "search": Unknown}[name]
 
 
-class _Job:
+class Job:
     """The objects of one run."""
 
     def __init__(self, args: argparse.Namespace) -> None:

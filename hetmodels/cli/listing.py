@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hetmodels.cli.settings import fields, load
@@ -20,8 +20,22 @@ def describe(name: str, registry: Mapping[str, str], kind: str) -> dict[str, Any
         "name": name,
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "summary": doc.strip().split("\n\n")[0].replace("\n", " "),
-        "settings": [dataclasses.asdict(setting) for setting in fields(cls).values()],
+        "settings": list(_settings(cls)),
     }
+
+
+def _settings(cls: type) -> Iterator[dict[str, Any]]:
+    """The settings of a class; behind one that holds an object those of the object, by dotted name."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    for name, setting in fields(cls).items():
+        yield dataclasses.asdict(setting)
+        inside = defaults[name]
+        if dataclasses.is_dataclass(inside) and not isinstance(inside, type):
+            for inner in _settings(type(inside)):
+                own = {"name": f"{name}.{inner['name']}"}
+                if "." not in inner["name"]:
+                    own["default"] = repr(getattr(inside, inner["name"]))
+                yield inner | own
 
 
 def settings_text(entry: Mapping[str, Any], prefix: str) -> str:

@@ -109,17 +109,23 @@ def _temporary(path: Path) -> bool:
     return path.is_file() and ".tmp" in path.suffixes
 
 
+def options_of(folder: RunDirectory, datadir: Path | None = None) -> argparse.Namespace:
+    """The options of `fit` that a run was made with, the images looked for in a folder if one is given."""
+    from hetmodels.cli import fit, parse
+
+    words = ["--config", str(folder.config), "-o", str(folder.path)] + (
+        [] if datadir is None else ["--datadir", str(datadir)]
+    )
+    return parse("fit", fit, words)
+
+
 def particles_of(folder: RunDirectory, datadir: Path | None = None) -> "Particles":
     """The particles of a run, opened as the fit did.
 
     Raises:
         DataError: if they cannot be opened any more.
     """
-    from hetmodels.cli import fit, parse
     from hetmodels.cli.common import open_particles
 
-    words = ["--config", str(folder.config), "-o", str(folder.path)] + (
-        [] if datadir is None else ["--datadir", str(datadir)]
-    )
-    options = parse("fit", fit, words)
+    options = options_of(folder, datadir)
     return open_particles(options).with_holdout(options.holdout)

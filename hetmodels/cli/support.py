@@ -73,7 +73,7 @@ def _moments(family: Any, engine: Any, particles: Any, options: dict[str, Any]) 
 
     rest = {name: value for name, value in options.items() if name != "key"}
     problem: Any = make_problem(family, particles, **({"noise": Radial()} | rest))
-    return moment_start(options["key"], engine, problem, problem.starting(options["key"]))
+    return moment_start(options["key"], engine, problem)
 
 
 def variance_mask(shared: dict[str, Any], spacing: float) -> "np.ndarray | None":

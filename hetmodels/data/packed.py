@@ -111,7 +111,7 @@ class Packed:
         self._centre = np.rint(centre.real).astype(np.float32) if box % 2 == 0 else centre.astype(np.complex64)
         self._window = None if window is None else soft_window(box, window)
         self._cache: np.ndarray | None = None
-        self._known = np.zeros(len(source) if self.resident else 0, bool)
+        self._known = np.zeros(0, bool)
         self._lock = threading.Lock()
 
     @property
@@ -132,6 +132,7 @@ class Packed:
         with self._lock:
             if self._cache is None:
                 self._cache = np.empty((len(self.source), self.disc.pixels), np.complex64)
+                self._known = np.zeros(len(self.source), bool)
             new = np.unique(index[~self._known[index]])
             if len(new):
                 self._cache[new] = self._transformed(new)
@@ -151,6 +152,27 @@ class Packed:
             half = scipy.fft.rfft2(images, norm="ortho", workers=self.loading.threads, overwrite_x=True)
             out[places] = np.take(half.reshape(len(places), -1), self._flat, axis=1) * self._centre
         return out
+
+
+class LowBand(Packed):
+    """The coefficients that a Fourier crop of another set to a smaller box keeps: the first ones of its disc.
+
+    Read through the other set, so that what is in memory serves both.
+    """
+
+    def __init__(self, whole: Packed, box: int) -> None:
+        """Narrow the band of `whole`."""
+        super().__init__(whole.source, Disc(box), whole.sign, whole.window, whole.loading)
+        self._whole = whole
+
+    @property
+    def resident(self) -> bool:
+        """Whether the other set's coefficients stay in memory."""
+        return self._whole.resident
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Coefficients by image number, complex64 (n, pixels)."""
+        return self._whole.read(index)[:, : self.disc.pixels]
 
 
 def soft_window(box: int, diameter: float) -> np.ndarray:

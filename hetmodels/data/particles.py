@@ -15,7 +15,7 @@ from hetmodels.data.batch import Batch
 from hetmodels.data.fields import Metadata, Overrides
 from hetmodels.data.fingerprint import fingerprint, image_sample
 from hetmodels.data.metadata import read_metadata
-from hetmodels.data.packed import InMemory, Loading, Packed, pack
+from hetmodels.data.packed import InMemory, Loading, LowBand, Packed, pack
 from hetmodels.data.prepare import Correction, prepare
 from hetmodels.data.spectra import CHUNK, reference_spectrum
 from hetmodels.data.splits import Split, number, split
@@ -380,6 +380,10 @@ class Particles:
         old = self.packed
         packed = Packed(old.source, old.disc, old.sign, old.window, loading)
         return dataclasses.replace(self, packed=packed, parent=self)
+
+    def cropped(self, box: int) -> "Particles":
+        """The same particles Fourier-cropped to a smaller even box."""
+        return dataclasses.replace(self, packed=LowBand(self.packed, box), parent=None)
 
     def require_even(self) -> None:
         """Raise DataError if the box is odd."""

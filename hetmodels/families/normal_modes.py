@@ -14,6 +14,7 @@ from jax import Array
 from hetmodels.errors import UsageError
 from hetmodels.families.elastic_network import normal_modes
 from hetmodels.families.protocol import Frame, Shared
+from hetmodels.families.screws import Screws
 from hetmodels.imaging.ball import Ball
 from hetmodels.tree import pytree, static
 from hetmodels.volumes.gaussians import Gaussians
@@ -25,7 +26,9 @@ class NormalModes:
 
     An amplitude z_k is the RMSD [Å] of the structure moved along mode k alone. Its prior is that of thermal motion,
     N(0, s^2 lambda_1 / lambda_k), with the spread s of the softest mode unknown (Jin et al. 2014, Structure 22, for
-    the model; Atilgan et al. 2001 for the network). Motions of more than about 4 Å stretch bonds.
+    the model; Atilgan et al. 2001 for the network). Motions of more than about 4 Å stretch bonds, but for those inside
+    rigid blocks, which move by screws (`hetmodels.families.screws`): their amplitudes are lengths of arcs, and the RMSD
+    of a large one is a little smaller.
 
     Attributes:
         dims: number of modes.
@@ -38,6 +41,7 @@ class NormalModes:
         atoms: the residues at rest, set by `fit`.
         modes: unit modes, (dims, residues, 3), set by `fit`.
         softness: sqrt(lambda_1 / lambda_k), (dims,), set by `fit`.
+        screws: the motions of rigid blocks, set by `fit`; none where every residue moves freely.
     """
 
     dims: int = static(default=3)
@@ -50,6 +54,7 @@ class NormalModes:
     atoms: Gaussians | None = None
     modes: Any = None
     softness: Any = None
+    screws: Screws | None = None
 
     def __post_init__(self) -> None:
         if self.dims < 1 or self.block < 1:
@@ -64,14 +69,15 @@ class NormalModes:
         """
         if self.structure is None:
             raise UsageError("NormalModes: which structure? Give family.structure=FILE (PDB or mmCIF).")
-        centres, values, modes = _network(str(Path(self.structure)), self.dims, self.cutoff, self.block)
+        centres, values, modes, blocks = _network(str(Path(self.structure)), self.dims, self.cutoff, self.block)
         unit = Gaussians(
             jnp.asarray(centres, jnp.float32), jnp.ones(len(centres)), jnp.full(len(centres), float(self.width))
         )
         atoms = dataclasses.replace(unit, weights=unit.weights * _grey(unit, frame))
         softness = jnp.asarray(np.sqrt(values[0] / values), jnp.float32)
+        screws = None if blocks is None else Screws.of(centres, modes, blocks)
         return dataclasses.replace(
-            self, frame=frame, atoms=atoms, modes=jnp.asarray(modes, jnp.float32), softness=softness
+            self, frame=frame, atoms=atoms, modes=jnp.asarray(modes, jnp.float32), softness=softness, screws=screws
         )
 
     def shared(self) -> Shared:
@@ -92,7 +98,11 @@ class NormalModes:
         """The structure moved along its modes."""
         atoms = self.atoms
         assert atoms is not None, "NormalModes: `fit` lays the family out."
-        moved = atoms.centres + jnp.sqrt(1.0 * len(atoms.centres)) * jnp.tensordot(z, self.modes, axes=1)
+        far = jnp.sqrt(1.0 * len(atoms.centres)) * z
+        if self.screws is not None:
+            moved = self.screws.moved(atoms.centres, far)
+        else:
+            moved = atoms.centres + jnp.tensordot(far, self.modes, axes=1)
         return Gaussians(moved, shared["grey"] * atoms.weights, atoms.widths)
 
     def sites(self, shared: Shared) -> Shared:
@@ -101,8 +111,8 @@ class NormalModes:
 
 
 @lru_cache(maxsize=4)
-def _network(path: str, dims: int, cutoff: float, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centred C-alpha atoms, eigenvalues and modes."""
+def _network(path: str, dims: int, cutoff: float, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+    """Centred C-alpha atoms, eigenvalues, modes, and the number of each atom's block or None."""
     from hetmodels.data.structures import read_structure
 
     structure = read_structure(path)
@@ -116,7 +126,7 @@ def _network(path: str, dims: int, cutoff: float, block: int) -> tuple[np.ndarra
         place = np.concatenate([np.arange(n) for n in np.bincount(chain)])[np.argsort(np.argsort(chain, kind="stable"))]
         blocks = chain * len(structure) + place // block
     values, modes = normal_modes(rest, dims, cutoff, blocks)
-    return rest, values, modes
+    return rest, values, modes, blocks
 
 
 def _grey(unit: Gaussians, frame: Frame) -> float:

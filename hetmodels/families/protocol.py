@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
 
+from hetmodels.families.latent_mixture import LatentMixture
 from hetmodels.tree import pytree
 from hetmodels.volumes.protocol import Volume
 
@@ -130,6 +131,25 @@ class Gaussian(Protocol):
 
     def latent_covariance(self, shared: Shared) -> Array:
         """Prior covariance of z, (dims, dims)."""
+
+
+@runtime_checkable
+class Mixed(Gaussian, Protocol):
+    """z may come from one of several Gaussians: each is integrated in closed form.
+
+    `latent_covariance` is then that of all together, and their mean is 0.
+    """
+
+    def latent_mixture(self, shared: Shared) -> LatentMixture | None:
+        """The Gaussians with their weights; None where z is Gaussian."""
+
+    def with_mixture(self, shared: Shared, mixture: LatentMixture) -> Shared:
+        """Shared values with the Gaussians and weights given."""
+
+
+def mixture_of(family: Any, shared: Shared) -> LatentMixture | None:
+    """The mixture of Gaussians that the latents of a family come from; None where they come from one or are others."""
+    return family.latent_mixture(shared) if isinstance(family, Mixed) else None
 
 
 @runtime_checkable

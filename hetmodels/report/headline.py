@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +52,24 @@ def resolution(source: Source) -> Answer:
         if source.half_words:
             return Answer(question, span, f"{words} {source.half_words.partition(':')[0]}.", "doubtful")
         return Answer(question, span, words, "good")
+    if source.dims and metrics.get("half_fsc_departures"):
+        return _of_halves(metrics)
     trace = source.posterior.trace
     guess = trace[-1].get("resolution") if trace else None
     more = f" The model itself expects {guess:.1f} Å." if guess else ""
-    return Answer(question, "not measured", f"The run kept no half sets; `--halves` keeps them.{more}")
+    cure = f"`hetmodels validate {source.run.path}` fits them" if source.dims else "`--halves` keeps them"
+    return Answer(question, "not measured", f"The run kept no half sets; {cure}.{more}")
+
+
+def _of_halves(metrics: dict[str, Any]) -> Answer:
+    """How far two models of half sets agree on what differs between particles (`hetmodels validate`)."""
+    edge, cosines = metrics.get("half_departures_resolution_0143"), metrics.get("half_component_cosines")
+    mean = sum(metrics["half_fsc_departures"]) / len(metrics["half_fsc_departures"])
+    words = f"Of departures from the mean map, fitted to each half of the particles alone; mean FSC {mean:.2f}."
+    if cosines:
+        words += f" {metrics['half_components_found']} of {len(cosines)} components are found by both."
+    value = "not reproduced" if edge is None else f"{edge:.1f} Å"
+    return Answer("Resolution", value, words, "good" if edge is not None and mean > 0.3 else "doubtful")
 
 
 def states(source: Source) -> Answer:
@@ -71,7 +86,13 @@ def states(source: Source) -> Answer:
         told = int((source.reliability > RELIABLE).sum())
         listed = ", ".join(f"{100 * r:.0f} %" for r in source.reliability[:6])
         words = f"Reliability of the coordinates: {listed}. {told} of {source.dims} are more signal than uncertainty."
-        return Answer(question, "continuous", words, "good" if told else "doubtful")
+        nodes, value = source.posterior.local["responsibilities"], "continuous"
+        if nodes.shape[1] > 1 and not hasattr(source.posterior.family, "grids"):
+            value = f"continuous, about {nodes.shape[1]} places"
+            shares = ", ".join(f"{100 * share:.0f} %" for share in nodes.mean(0))
+            words += f" The latents' Gaussians have shares {shares}; a particle's own holds it with probability "
+            words += f"{np.median(nodes.max(1)):.2f} (median)."
+        return Answer(question, value, words, "good" if told else "doubtful")
     return Answer(question, "one map", "This family gives every particle the same map.")
 
 

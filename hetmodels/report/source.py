@@ -85,7 +85,7 @@ class Source:
     def classes(self) -> int:
         """Number of nodes of a gridded latent, 0 without one."""
         nodes = self.posterior.local["responsibilities"].shape[1]
-        return nodes if nodes > 1 else 0
+        return nodes if nodes > 1 and hasattr(self.posterior.family, "grids") else 0
 
     @property
     def dims(self) -> int:

@@ -4,6 +4,7 @@ import starfile
 
 from hetmodels.analysis import fourier, fsc, oracle
 from hetmodels.errors import DataError
+from hetmodels.imaging.resample import resampled
 
 
 def noise(size, seed, scale=1.0):
@@ -143,6 +144,7 @@ def test_crop_samples_the_band_limited_map(sizes):
         return 1.5 + np.cos(2 * np.pi * (2 * x - 3 * y + z)) + np.sin(2 * np.pi * (4 * z + y))
 
     np.testing.assert_allclose(fourier.crop(wave(big), small), wave(small), atol=1e-12)
+    np.testing.assert_allclose(resampled(wave(small)[None], big)[0], wave(big), atol=1e-12)
     with pytest.raises(DataError, match="must not exceed"):
         fourier.crop(wave(small), big)
 

@@ -22,6 +22,7 @@ ENGINES = {
     "map": ["--set", "engine.iterations=5"],
     "svi": ["--set", "engine.iterations=5"],
     "moments": [],
+    "variability": ["--set", "engine.iterations=2"],
     "mcmc": "--set engine.warmup=4 --set engine.draws=4 --set engine.chains=1 --set engine.block=4".split(),
 }
 

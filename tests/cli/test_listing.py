@@ -46,6 +46,12 @@ def test_each_engine_shows_its_settings(name, capsys):
     assert all(setting["doc"] for setting in answer(capsys, "engines", name)["settings"])
 
 
+def test_settings_of_an_object_in_a_setting_are_listed_by_their_dotted_names(capsys):
+    settings = {setting["name"]: setting for setting in answer(capsys, "engines", "em")["settings"]}
+    assert settings["ab_initio.steps"]["type"] == "int" and settings["ab_initio.steps"]["default"] == "50"
+    assert "batches of a start" in settings["ab_initio.steps"]["doc"]
+
+
 def test_an_unknown_name_is_a_usage_error(capsys):
     assert cli.main(["families", "clases"]) == 2
     assert "no family 'clases'. Did you mean 'classes'?" in capsys.readouterr().err

@@ -1,10 +1,14 @@
+import argparse
 import dataclasses
 from typing import Any, Literal
 
 import pytest
 
+from hetmodels.cli.config import apply_config, as_table, set_options, settings_of, write_config
 from hetmodels.cli.settings import build, convert, fields, load
 from hetmodels.errors import UsageError
+from inference.ab_initio import AbInitio
+from inference.em import EM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,3 +154,19 @@ def test_a_fault_inside_a_users_module_is_not_hidden(tmp_path, monkeypatch):
 def test_optional_members_are_tried_before_text():
     assert convert("3", str | int | None, "k") == 3
     assert convert("three", str | int | None, "k") == "three"
+
+
+def test_the_search_for_first_maps_is_set_through_em_and_comes_back_from_config_toml(tmp_path):
+    engine = build(EM, "engine", {"engine.ab_initio.steps": "7", "engine.ab_initio.rate": "0.5"})
+    assert engine.ab_initio == AbInitio(steps=7, rate=0.5) and engine.iterations == EM().iterations
+    path = tmp_path / "config.toml"
+    write_config(path, {"engine": as_table(engine, "em")})
+    parser = argparse.ArgumentParser()
+    set_options(parser)
+    apply_config(parser, ["--config", str(path)])
+    again = settings_of(parser.parse_args(["--config", str(path), "--set", "engine.ab_initio.starts=1"]))
+    assert build(EM, "engine", again) == dataclasses.replace(engine, ab_initio=AbInitio(steps=7, rate=0.5, starts=1))
+    with pytest.raises(UsageError, match=r"engine\.ab_initio\.step: .* Did you mean 'steps'"):
+        build(EM, "engine", {"engine.ab_initio.step": "7"})
+    with pytest.raises(UsageError, match="rates lie in"):
+        build(EM, "engine", {"engine.ab_initio.rate": "0.1"})

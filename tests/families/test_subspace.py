@@ -23,7 +23,7 @@ def values(dims=3, seed=0):
 
 
 def test_it_is_a_family():
-    family = Subspace(dims=2)
+    family = Subspace(dims=2, mixture=2)  # with one Gaussian it declares less
     assert isinstance(family, Linear) and isinstance(family, Gaussian)
     check_family(family, size=8, spacing=10.0)
     with pytest.raises(ValueError, match="at least 1"):

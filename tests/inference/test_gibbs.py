@@ -12,7 +12,7 @@ from hetmodels.errors import UsageError
 from hetmodels.families import Classes, Subspace
 from hetmodels.imaging.poses import Support
 from hetmodels.model import Observed, image_ratio, render
-from hetmodels.observation import Contrast, FixedNoise, Outliers
+from hetmodels.observation import Contrast, FixedNoise, Outliers, Unknown
 from inference.engine import run
 from inference.gibbs import LinearGibbs, draw_latents, perturb_and_solve
 from inference.mcmc import MCMC
@@ -77,6 +77,9 @@ def test_what_it_cannot_draw_is_refused(classes):
     task = classes[0]
     with pytest.raises(UsageError, match="neither junk"):
         LinearGibbs().bind_problem(problem(task.particles, Classes(classes=2), outliers=Outliers()), 0)
+    searched = problem(task.particles, Classes(classes=2), pose=Unknown().framed(12.0))
+    with pytest.raises(UsageError, match="search_every=1"):
+        LinearGibbs().bind_problem(searched, 0)
     with pytest.raises(UsageError, match="Gaussian latent's contrast"):
         LinearGibbs().bind_problem(problem(task.particles, Subspace(dims=1), contrast=Contrast()), 0)
 
