@@ -28,6 +28,7 @@ from hetmodels.observation import Radial, Unknown
 from inference import EM
 from inference.engine import Log, run
 from inference.fitting import local_posterior, make_problem
+from inference.pose_step import first_table
 
 NAME = "classes K=3 with alignment, 64^2"
 START = 40.0
@@ -85,12 +86,13 @@ def ours(star, maps, states, truth, iterations, pose):
     family, particles = Classes(classes=len(maps)), Particles.open(star)
     problem = make_problem(family, particles, pose=pose, noise=Radial(), **choices)
     engine = EM(iterations=iterations, anneal=0, mixture_tolerance=-1.0)
-    spent, passes = [time.process_time()], []
+    spent, passes, bands = [time.process_time()], [], [int(first_table(problem, maps).limit)]
 
     def after(row):
         spent.append(time.process_time())
         passes.append(row)
-        seen = {name: row[name] for name in ("search_order", "search_band", "discarded")}
+        seen = {"search_order": row["search_order"], "search_band": bands[-1], "discarded": row["discarded"]}
+        bands.append(row["search_band"])  # of the pass to come
         record(NAME, program="ours", iteration=len(passes), cpu_s=spent[-1] - spent[-2], **seen)
 
     result = run(engine, problem, key=jax.random.key(0), log=Log(record=after))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hetmodels.contrast import contrast_grid
 from hetmodels.data.batch import Batch
 from hetmodels.families.latent_mixture import LatentMixture
 from hetmodels.families.protocol import Gaussian, Gridded, Moving, Shared, mixture_of, need_frame, shown
@@ -22,8 +23,6 @@ from hetmodels.imaging.grids import Disc, phase_ramp
 from hetmodels.imaging.slices import Cells, Lattice
 from hetmodels.observation import Contrast, Observation, marginal_ratio, split_junk
 from hetmodels.tree import pytree, static
-
-CONTRAST_NODES = 24
 
 Assignment = Callable[[Array], Array]
 
@@ -242,7 +241,7 @@ def _gaussian_moments(prior: Array, h: Array, gram: Array, contrast: Contrast | 
     if contrast is None:
         a, log_a = jnp.ones((len(h), 1)), jnp.zeros((len(h), 1))
     else:
-        a, log_a = _contrast_grid(*_without_latents(inverse, h, gram, contrast), contrast)
+        a, log_a = contrast_grid(*_without_latents(inverse, h, gram, contrast), contrast)
     precision = 2 * a[..., None, None] ** 2 * gram[:, None, 1:, 1:] + inverse
     slope = a[..., None] * h[:, None, 1:] - 2 * a[..., None] ** 2 * gram[:, None, 0, 1:]
     covariance = jnp.linalg.inv(precision)
@@ -323,25 +322,6 @@ def _without_latents(inverse: Array, h: Array, gram: Array, contrast: Contrast) 
     return linear, gram[:, 0, 0] - 2 * (seen * gram[:, 0, 1:]).sum(1)
 
 
-def contrast_range(linear: Array, quadratic: Array, contrast: Contrast) -> tuple[Array, Array]:
-    """Centre and half width of what to integrate the contrast over, wide about its rough posterior, any shape."""
-    prior = 1 / contrast.sd**2
-    precision = prior + 2 * quadratic
-    width = 1 / jnp.sqrt(precision)
-    return (prior + linear) / precision, jnp.minimum(8 * width, 0.5 * width + 6 * contrast.sd)
-
-
-def _contrast_grid(linear: Array, quadratic: Array, contrast: Contrast) -> tuple[Array, Array]:
-    """Nodes over the contrast and log weights of prior times spacing, (rows, nodes)."""
-    prior = 1 / contrast.sd**2
-    centre, reach = contrast_range(linear, quadratic, contrast)
-    unit = jnp.linspace(-1.0, 1.0, CONTRAST_NODES)
-    a = centre[:, None] + reach[:, None] * unit
-    step = reach * (unit[1] - unit[0])
-    log_prior = -0.5 * prior * (a - 1) ** 2 + 0.5 * jnp.log(prior / (2 * jnp.pi))
-    return a, log_prior + jnp.log(step)[:, None]
-
-
 def image_design(
     family: Any, shared: Shared, batch: Batch, observation: Observation, noise: Array
 ) -> tuple[Design, Array]:
@@ -384,11 +364,21 @@ def exact_local(
         return moving_local(family, shared, batch, observation, noise, junk)
     design, variance = image_design(family, shared, batch, observation, noise)
     total, clean = split_junk(design.log_ratio, observation, batch, variance, junk)
+    found = design.mean, design.covariance, design.responsibilities, design.contrast
+    return at_poses_of(batch, found, total, clean)
+
+
+def at_poses_of(batch: Batch, found: tuple[Array, Array, Array, Array], total: Array, clean: Array) -> Local:
+    """The posterior of latents at the batch's own poses.
+
+    Args:
+        batch: the particles.
+        found: mean, covariance, responsibilities and contrast, see `Local`.
+        total: log p(y | shared) - log p(y | noise only), exact, (rows,).
+        clean: probability that the image is no junk, (rows,).
+    """
     return Local(
-        design.mean,
-        design.covariance,
-        design.responsibilities,
-        design.contrast,
+        *found,
         1 - clean,
         batch.rotation,
         batch.shift,

@@ -17,7 +17,16 @@ from hetmodels.data.batch import Batch
 from hetmodels.families.protocol import Shared, shown
 from hetmodels.imaging.grids import phase_ramp
 from hetmodels.imaging.slices import Cells, Lattice
-from hetmodels.local import Assignment, Local, Pairs, centred_images, component_lattice, posterior_of, shell_statistics
+from hetmodels.local import (
+    Assignment,
+    Local,
+    Pairs,
+    at_poses_of,
+    centred_images,
+    component_lattice,
+    posterior_of,
+    shell_statistics,
+)
 from hetmodels.observation import Observation, marginal_ratio, split_junk
 from hetmodels.tree import pytree, static
 
@@ -224,17 +233,5 @@ def moving_local(
     exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     mean = exact("bn,nd->bd", seen.responsibilities, views.nodes)
     about = views.nodes[None] - mean[:, None]
-    return Local(
-        mean,
-        exact("bn,bnd,bne->bde", seen.responsibilities, about, about),
-        jnp.ones((len(mean), 1)),
-        seen.contrast,
-        1 - clean,
-        batch.rotation,
-        batch.shift,
-        total,
-        jnp.zeros_like(total),
-        batch.rotation[:, None],
-        batch.shift[:, None],
-        jnp.ones_like(total)[:, None],
-    )
+    covariance = exact("bn,bnd,bne->bde", seen.responsibilities, about, about)
+    return at_poses_of(batch, (mean, covariance, jnp.ones((len(mean), 1)), seen.contrast), total, clean)

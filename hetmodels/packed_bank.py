@@ -55,11 +55,11 @@ def bank_for(
     """
     if not isinstance(parent, Sphere) or jax.default_backend() != "cpu":
         return None
-    stretch, copy = np.asarray(batch.stretch), np.asarray(copy)
+    stretch, of = np.asarray(batch.stretch), np.asarray(copy)
     asked = np.arange(found.code.shape[1]) < np.asarray(found.rotations)[:, None]
-    keys = (np.asarray(found.code) + parent.cells * copy[:, None])[asked]
+    keys = (np.asarray(found.code) + parent.cells * of[:, None])[asked]
     needed = np.unique(keys)
-    pixels, copies = templates.observation.disc.narrowed(limit).pixels, int(copy.max()) + 1
+    pixels, copies = templates.observation.disc.narrowed(limit).pixels, int(of.max()) + 1
     size = min(1 << (len(needed) - 1).bit_length(), copies * parent.cells)
     bytes_needed = size * 8 * templates.tables.shape[1] * pixels * templates.tables.dtype.itemsize
     if 2 * len(needed) > len(keys) or bytes_needed > _BYTES or np.ptp(stretch, axis=0).any():

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hetmodels.contrast import CONTRAST_NODES, contrast_range
 from hetmodels.data.batch import Batch
 from hetmodels.families.latent_mixture import LatentMixture
 from hetmodels.families.protocol import Gaussian, Gridded, Shared, mixture_of, shown
 from hetmodels.imaging.grids import phase_ramp
 from hetmodels.imaging.poses import RotationGrid
 from hetmodels.imaging.rotations import from_rotvec, super_fibonacci
-from hetmodels.local import CONTRAST_NODES, Pairs, component_lattice, contrast_range, mixing_pairs
+from hetmodels.local import Pairs, component_lattice, mixing_pairs
 from hetmodels.observation import Contrast, Observation, marginal_ratio
 from hetmodels.tree import pytree, static
 

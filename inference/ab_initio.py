@@ -87,7 +87,11 @@ class AbInitio:
                 number + 1, self.starts, found[-1][1],
             )  # fmt: skip
         maps = max(found, key=lambda pair: pair[1])[0]
-        if isinstance(problem.family, Gridded) and hasattr(problem.family, "from_maps"):
+        if task.family is not problem.family:
+            _log.warning(
+                "classes begin from one map, every image at a class at random, and are as good as it is: with more "
+                "starts (engine.ab_initio.starts) it is surer, or give --reference once per class."
+            )
             maps = problem.family.from_maps(maps)
         if not problem.halves:
             return maps

@@ -23,7 +23,7 @@ DRAWS = 19  # of null sets: the strongest of all is exceeded by chance once in t
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Support:
+class SupportedComponents:
     """Components found and what noise alone gives.
 
     Attributes:
@@ -47,7 +47,7 @@ class Support:
 
 def components_supported(
     key: Array, problem: ParticleProblem, engine: EM, count: int = 8, draws: int = DRAWS
-) -> Support:
+) -> SupportedComponents:
     """Compare the leading components of the data with those of images of the mean map alone.
 
     Args:
@@ -67,7 +67,7 @@ def components_supported(
     for number in range(draws):
         still = Still(problem, shared, jax.random.fold_in(key, number))
         null.append(_analysed(key, still, engine, 1)[1][0])
-    return Support(found, np.array(null))
+    return SupportedComponents(found, np.array(null))
 
 
 def _analysed(key: Array, problem: Any, engine: EM, count: int) -> tuple[Array, np.ndarray, Array]:

@@ -97,7 +97,7 @@ class EM:
     """
 
     iterations: int = 25
-    tolerance: float = 5e-3
+    tolerance: float = 1e-2
     mixture_tolerance: float = 2e-4
     batch_size: int = 500
     solver_steps: int = 4
@@ -222,14 +222,15 @@ class EM:
             latent, gaussians = refitted(problem, state.shared, state.sums.latent, self._learns_spectrum(problem))
             if latent is not None:
                 maps, spectra = expanded(maps, spectra, latent, _masks(family, state.shared))
-        if self.learn_noise and "noise" not in problem.given:
+        if self.learn_noise and "noise" not in problem.given and bool(jnp.any(state.maps)):  # else signal is left over
             noise = noise_spectra(ball, state.sums, determined, state.noise)
         joined, halves = int(state.joined), maps if len(maps) == 2 else state.halves
         passes = int(state.passes) + 1
         first = objective if passes == 1 else float(state.first)
         left = promise if _alone(state.sums) else objective - float(state.objective)
         poses, settled = advanced(problem, state.poses, fsc)
-        gain = left / max(objective - first, 1e-12) if passes > 2 and settled else np.inf
+        enough = passes > 1 + (not _alone(state.sums)) and settled
+        gain = left / max(objective - first, 1e-12) if enough else np.inf
         if joined >= 0:
             joined += 1
         elif passes >= self.iterations or self._stalled(gain, state, passes):

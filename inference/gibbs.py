@@ -35,6 +35,7 @@ from hetmodels.tree import pytree
 from inference.kernels import log_density, on_data
 
 _ROWS = 250  # images in memory at a time
+_LENGTHS = (0.3, 0.1, 0.03, 0.01)  # of steps in the logarithm of a scale
 
 
 @pytree
@@ -147,13 +148,13 @@ class GibbsChains:
         """One sweep over all blocks of every chain."""
 
         def one(at: tuple[Array, Sites]) -> tuple[Array, Sites, Array, Array]:
-            key, key_latent, key_map, key_share = jax.random.split(at[0], 4)
-            x, residual = self._sweep((key_latent, key_map, key_share), at[1], data)
+            key, *keys = jax.random.split(at[0], 5)
+            x, residual = self._sweep(tuple(keys), at[1], data)
             return key, x, residual, self.density(x, data)
 
         return GibbsState(*jax.lax.map(one, (state.keys, state.x)))
 
-    def _sweep(self, keys: tuple[Array, Array, Array], x: Sites, data: Batch) -> tuple[Sites, Array]:
+    def _sweep(self, keys: tuple[Array, ...], x: Sites, data: Batch) -> tuple[Sites, Array]:
         problem, family = self.problem, self.problem.family
         shared = problem.shared(x)
         weights, nodes, batch = draw_latents(keys[0], family, shared, data, problem.observation)
@@ -167,6 +168,10 @@ class GibbsChains:
         images = partial(modelled, component_lattice(family), batch, problem.observation, weights)
         target = centred_images(batch, problem.observation), variance, batch.weight
         found, residual = perturb_and_solve(keys[1], lambda u: images(maps(u)), flat, target, self.settings)
+        if problem.observation.contrast is not None:
+            design = _design(family, shared)[0][nodes]
+            scale = jnp.sum(weights * design, axis=1) / jnp.sum(design**2, axis=1)
+            found = found * exchanged(keys[3], found, scale, batch.weight, problem.observation.contrast.sd)
         x = others | unravel(found)
         for name in self.shares:
             law = problem.sites[name]["fn"]
@@ -252,6 +257,38 @@ def modelled(lattice: Any, batch: Batch, observation: Any, weights: Array, maps:
         return (row.ctf * jnp.einsum("bml,bl->bm", slices, own.astype(slices.dtype)))[0]
 
     return jax.lax.map(one, (dataclasses.replace(batch, poses=None), weights), batch_size=_ROWS)
+
+
+def exchanged(key: Array, u: Array, scale: Array, weight: Array, sd: float) -> Array:
+    """The factor of a move (u, a) -> (c u, a / c) of map and contrasts that leaves every image as it is.
+
+    Where images are clear, a fixes the size of u and u that of a, so that their common scale would creep. The factor is
+    moved within its law on this orbit, N(c u; 0, 1) prod_i N(a_i / c; 1, sd²) c^(dim u - n) dc / c, by Metropolis steps
+    of several lengths (Liu and Sabatti 2000, Biometrika 87).
+
+    Args:
+        key: random key.
+        u: standard normal coordinates of the maps.
+        scale: contrast a of each image.
+        weight: 0 for rows that do not count.
+        sd: spread of the contrast.
+    """
+    square, spare = jnp.sum(u**2), u.size - jnp.sum(weight)
+    first, second, count = jnp.sum(weight * scale), jnp.sum(weight * scale**2), jnp.sum(weight)
+
+    def log_law(t: Array) -> Array:
+        contrasts = second * jnp.exp(-2 * t) - 2 * first * jnp.exp(-t) + count
+        return -0.5 * square * jnp.exp(2 * t) - 0.5 * contrasts / sd**2 + spare * t
+
+    def step(t: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
+        length, key = at
+        key_move, key_take = jax.random.split(key)
+        there = t + length * jax.random.normal(key_move)
+        taken = jnp.log(jax.random.uniform(key_take)) < log_law(there) - log_law(t)
+        return jnp.where(taken, there, t), None
+
+    lengths = jnp.tile(jnp.array(_LENGTHS, u.dtype), 4)
+    return jnp.exp(jax.lax.scan(step, jnp.zeros((), u.dtype), (lengths, jax.random.split(key, len(lengths))))[0])
 
 
 def perturb_and_solve(

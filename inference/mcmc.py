@@ -22,6 +22,7 @@ from inference.pose_table import at_candidates, candidates_report, first_candida
 from inference.sites import compiled, local_sites, need_given, refuse, settings, split_arrays, start, values
 
 _MANY = 20_000
+_DRAWS, _NUMBERS = 100, 2**20  # draws, and unknown numbers in them, that are converted side by side
 _TOLD = {"acceptance_rate": "acceptance", "n_steps": "gradients", "energy_error": "energy_error"}
 
 
@@ -121,7 +122,10 @@ class MCMC:
         keys = jax.random.split(key, self.chains)
         bound_chains, _, _ = self._compiled(problem, data)
         if isinstance(poses, PoseTable) and isinstance(bound_chains, CompositeChains):
-            raise UsageError("mcmc: kernels of several blocks do not search poses; use NUTS, MCLMC or LinearGibbs.")
+            raise UsageError(
+                "mcmc: kernels of several blocks do not search poses; use NUTS, MCLMC or LinearGibbs, or set "
+                "search_every to none, which makes the poses latents."
+            )
         chains = bound_chains.init(keys, self._starting(key_start, problem, data), data)
         room, stats, positions = (self.chains, self.block), bound_chains.stats(chains), bound_chains.positions(chains)
         return MCMCState(
@@ -225,8 +229,13 @@ def _compile(problem: PlainProblem, chains: Chains, data: Any) -> tuple[Chains, 
     _, join = split_arrays(data)
     block = jax.jit(lambda state, count, arrays: _advance(chains, state, count, join(arrays)))
     warm = jax.jit(lambda state, arrays: chains.warm(state, join(arrays))) if chains.at_once else None
-    convert = jax.jit(lambda x, arrays: jax.lax.map(lambda one: values(problem, one, join(arrays)), x))
-    return chains, lambda at_once: warm if at_once else block, convert
+
+    def convert(x: Sites, arrays: list[Array]) -> Sites:
+        numbers = sum(leaf[0].size for leaf in jax.tree.leaves(x))
+        rows = max(1, min(_DRAWS, _NUMBERS // max(numbers, 1)))
+        return jax.lax.map(lambda one: values(problem, one, join(arrays)), x, batch_size=rows)
+
+    return chains, lambda at_once: warm if at_once else block, jax.jit(convert)
 
 
 def _advance(chains: Chains, state: tuple, count: Array, data: Any) -> tuple:

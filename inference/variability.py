@@ -158,10 +158,8 @@ class Variability:
     def _began(self, problem: Any, maps: Array, noise: Array, rest: dict[str, Any]) -> VariabilityState:
         """The state before a pass."""
         lattice, pairs = component_lattice(problem.family), _pairs(problem.family)
-        table, total = (
-            lattice.table(_shown(problem.family, maps)),
-            accumulate.empty(lattice, 1, 2 * len(maps) + len(pairs)),
-        )
+        table = lattice.table(_shown(problem.family, maps))
+        total = accumulate.empty(lattice, 1, 2 * len(maps) + len(pairs))
         start = {"angle": np.asarray(np.pi / 2), "passes": np.asarray(0)} | rest
         return VariabilityState(maps, table, noise, total, _nothing(len(maps)), **start)
 

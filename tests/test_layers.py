@@ -22,6 +22,7 @@ LAYERS = [
         "hetmodels.observation",
         "hetmodels.packed_bank",
         "hetmodels.laplace",
+        "hetmodels.contrast",
         "hetmodels.local",
         "hetmodels.model",
         "hetmodels.moving",

@@ -27,12 +27,14 @@ class Alignment:
         shift: t (x, y, z) [Å].
         mirrored: whether the hand is changed first.
         correlation: with the reference, over the band used.
+        other: correlation that the other hand reaches at its own best place; NaN if it was not tried.
     """
 
     rotation: np.ndarray
     shift: np.ndarray
     mirrored: bool
     correlation: float
+    other: float = float("nan")
 
     def apply(self, volume: np.ndarray, spacing: float) -> np.ndarray:
         """The moved map, by cubic splines; 0 where it comes from outside the box."""
@@ -179,5 +181,7 @@ def align(
             x, score = _refine(target, band, limit, x)
         return score, x, mirrored
 
-    score, x, mirrored = max((fitted(h) for h in ((False, True) if hands else (False,))), key=lambda f: f[0])
-    return Alignment(Rotation.from_rotvec(x[:3]).as_matrix(), x[3:] * size * spacing, mirrored, score)
+    found = sorted((fitted(h) for h in ((False, True) if hands else (False,))), key=lambda f: f[0])
+    score, x, mirrored = found[-1]
+    other = found[0][0] if hands else float("nan")
+    return Alignment(Rotation.from_rotvec(x[:3]).as_matrix(), x[3:] * size * spacing, mirrored, score, other)

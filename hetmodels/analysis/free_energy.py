@@ -5,8 +5,8 @@ that of the population, rho = softmax(-G), in units of kT. Its prior is a random
 (Giraldo-Barreto et al. 2021, Sci. Rep. 11, have its strength integrated under a flat prior, which puts infinite density
 on the flat profile; here the strength has a log-normal law). `path_model` is a plain NumPyro function, so that
 
-    found = inference.profiles.profile(path_likelihood(maps, particles, noise), key=key)
-    low, high = found.profile.band()
+    posterior = inference.profiles.path_posterior(path_model, path_likelihood(maps, particles, noise), key=key)
+    low, high = Profile.of(posterior).band()
 
 samples it, as `hetmodels profile` does.
 

@@ -235,5 +235,5 @@ def _describe(move: Alignment) -> str:
     hand = "other" if move.mirrored else "same"
     return (
         f"maps were aligned to the truth: {angle:.2f}°, {np.linalg.norm(move.shift):.2f} Å, {hand} hand, "
-        f"correlation {move.correlation:.3f}."
+        f"correlation {move.correlation:.3f} (the opposite hand {move.other:.3f})."
     )

@@ -12,9 +12,10 @@ from hetmodels.run_directory import RunDirectory, write_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from hetmodels.analysis.free_energy import Profile
+    from hetmodels.analysis.mixtures import Mixture
     from hetmodels.data.particles import Particles
     from hetmodels.posterior import Posterior
-    from inference.profiles import PathResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,15 +48,18 @@ def run(args: argparse.Namespace) -> int:
     posterior, particles = Posterior.load(source.posterior), particles_of(source)
     names, maps = _path(posterior, particles, args)
     scores = _scores(posterior, particles, maps)
-    from inference.profiles import profile
+    from hetmodels.analysis.free_energy import Profile, path_model
+    from hetmodels.analysis.mixtures import mixture_weights
+    from inference.diagnostics import warnings
+    from inference.profiles import path_posterior
 
-    found = profile(scores, key=jax.random.key(args.seed), draws=args.draws, warmup=args.draws)
+    drawn = path_posterior(path_model, scores, key=jax.random.key(args.seed), draws=args.draws, warmup=args.draws)
     folder = new_folder(args.output, args.overwrite)
-    facts = _facts(names, found)
+    facts = _facts(names, Profile.of(drawn), mixture_weights(scores)) | {"doubts": warnings(drawn)}
     rows = zip(*(facts[name] for name in ("node", "median", "low", "high", "weight")), strict=True)
     lines = ["node,free_energy_kt,low_5,high_95,weight", *(",".join(map(str, row)) for row in rows)]
     write_text(folder / "profile.csv", "\n".join(lines) + "\n")
-    emit(args, facts | {"folder": folder}, _words(facts, found, len(scores), folder))
+    emit(args, facts | {"folder": folder}, _words(facts, len(scores), folder))
     return 0
 
 
@@ -68,6 +72,11 @@ def _path(posterior: "Posterior", particles: "Particles", args: argparse.Namespa
 
         if not posterior.local or not posterior.local["mean"].shape[1]:
             raise UsageError(f"{args.run_path}: --along needs continuous latents, which the run has not; give --maps.")
+        if (dims := posterior.local["mean"].shape[1]) > 1:
+            raise UsageError(
+                f"{args.run_path}: --along needs one latent and the run has {dims}: images away from the axis would be "
+                "counted at places on it. analyze shows their landscape; --maps takes a path of your own."
+            )
         points = points_along(posterior, args.along, args.n or 11)
         return list(points), np.stack([posterior.map_at(z) for z in points.values()])
     from hetmodels.data.maps import read_map
@@ -96,27 +105,26 @@ def _scores(posterior: "Posterior", particles: "Particles", maps: "np.ndarray") 
     return path_likelihood(maps, particles, noise, contrast_of(posterior))
 
 
-def _facts(names: list[str], found: "PathResult") -> dict[str, Any]:
+def _facts(names: list[str], profile: "Profile", mixture: "Mixture") -> dict[str, Any]:
     import numpy as np
 
-    low, high = found.profile.band()
-    median = found.profile.median
+    low, high = profile.band()
+    median = profile.median
     first, second = sorted(np.argsort(median)[:2].tolist())
-    barrier = np.quantile(found.profile.barrier(first, second), [0.05, 0.5, 0.95])
+    barrier = np.quantile(profile.barrier(first, second), [0.05, 0.5, 0.95])
     return {
         "node": names,
         "median": median.round(3).tolist(),
         "low": low.round(3).tolist(),
         "high": high.round(3).tolist(),
-        "weight": found.weights.weights.round(6).tolist(),
-        "gap": found.weights.gap,
+        "weight": mixture.weights.round(6).tolist(),
+        "gap": mixture.gap,
         "wells": [names[first], names[second]],
         "barrier": barrier.round(3).tolist(),
-        "doubts": found.doubts,
     }
 
 
-def _words(facts: dict[str, Any], found: "PathResult", count: int, folder: Path) -> str:
+def _words(facts: dict[str, Any], count: int, folder: Path) -> str:
     wide = max(map(len, facts["node"]))
     rows = zip(*(facts[name] for name in ("node", "median", "low", "high", "weight")), strict=True)
     low, median, high = facts["barrier"]

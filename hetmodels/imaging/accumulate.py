@@ -51,15 +51,15 @@ def table(total: np.ndarray | Array, columns: int) -> Array:
 
 
 def _add_on_host(lattice: Lattice, total: np.ndarray, cells: Cells, values: Array) -> np.ndarray:
-    first, values, quarter = _first_of_alike(cells), np.asarray(values), -(-len(cells.base) // 4)
-    if len(first) < _RUNS * len(values):
-        values, size = np.add.reduceat(values, first, axis=0), -(-len(first) // quarter) * quarter
+    first, added, quarter = _first_of_alike(cells), np.asarray(values), -(-len(cells.base) // 4)
+    if len(first) < _RUNS * len(added):
+        added, size = np.add.reduceat(added, first, axis=0), -(-len(first) // quarter) * quarter
         cells = _taken(cells, np.pad(first, (0, size - len(first)), mode="edge"))  # of few different sizes
-    rows, weights = (np.asarray(part(lattice, cells))[: len(values)] for part in (_rows, _weights))
-    pixels, columns = rows.size // lattice.taps, values.shape[-1]
+    rows, weights = (np.asarray(part(lattice, cells))[: len(added)] for part in (_rows, _weights))
+    pixels, columns = rows.size // lattice.taps, added.shape[-1]
     starts = np.arange(0, rows.size + 1, lattice.taps, dtype=np.int32)
     spread = csc_matrix((weights.reshape(-1), rows.reshape(-1), starts), shape=(len(total), pixels), copy=False)
-    total += spread @ values.reshape(pixels, columns)
+    total += spread @ added.reshape(pixels, columns)
     return total
 
 
@@ -73,7 +73,7 @@ def _first_of_alike(cells: Cells) -> np.ndarray:
 
 
 @jax.jit
-def _taken(cells: Cells, index: Array) -> Cells:
+def _taken(cells: Cells, index: np.ndarray | Array) -> Cells:
     return Cells(cells.base[index], cells.fraction[:, index], cells.sign[index], cells.inside[index])
 
 

@@ -16,7 +16,7 @@ from hetmodels.posterior import Posterior
 from hetmodels.volumes.voxels import Voxels
 from inference import MCMC
 from inference.engine import run
-from inference.profiles import KERNEL, profile
+from inference.profiles import KERNEL, path_posterior
 
 NODES = 17
 
@@ -73,7 +73,7 @@ def test_a_barrier_of_seven_and_a_half_is_not_read_as_less():
     """Each image's place has an error of a quarter of the wells' distance; counting estimates reads about 1 kT."""
     energy = double_well(7.5)
     log_density, seen = images(np.random.default_rng(1), energy, 8000, 2.0)
-    found = profile(log_density, key=jax.random.key(0), draws=300, warmup=300, chains=1).profile
+    found = Profile.of(path_posterior(path_model, log_density, key=jax.random.key(0), draws=300, warmup=300, chains=2))
     counts = np.bincount(np.clip(np.rint(seen), 0, NODES - 1).astype(int), minlength=NODES)
     counted = np.log(counts[4] / counts[8])
     low, median, high = np.quantile(found.barrier(4, 12), [0.05, 0.5, 0.95])

@@ -14,6 +14,7 @@ from hetmodels.imaging.ball import Ball
 from hetmodels.observation import Unknown
 from inference.ab_initio import AbInitio, _blobs, _coarse, _soft_ball, _Start
 from inference.em import EM
+from inference.expectation import _random
 from inference.fitting import fit
 
 
@@ -63,3 +64,25 @@ def test_em_goes_on_from_first_maps_where_none_is_given():
     posterior = fit(Homogeneous(), data.particles, EM(iterations=6), key=jax.random.key(0), pose=pose, halves=True)
     found = aligned_fsc(np.asarray(posterior.shared["map"])[0, 0], data.truth[0], 12.0)
     assert found[1:6].min() > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_classes_from_nothing_begin_from_one_map(hierarchical, caplog):
+    data = simulated(n=200, size=16, pixel=12.0, snr=0.5, seed=1, states=2)
+    pose = Unknown(order=1, shift_range=2.0, shift_step=1.0, shift_sd=1.0).framed(12.0)
+    family = Classes(classes=3, hierarchical=hierarchical)
+    task = problem(data.particles, family, pose=pose)
+    maps = AbInitio(steps=2, particles=50, starts=1).find(jax.random.key(0), EM(), task)
+    shared = task.family.updated(task.shared(task.initial(jax.random.key(0))), maps,
+                                 jnp.ones((len(maps), 8)), jnp.ones(3))  # fmt: skip
+    assert shared["maps"].shape == (3, 16, 16, 16) and jnp.abs(shared["maps"]).max() > 0
+    np.testing.assert_array_equal(shared["maps"], jnp.broadcast_to(shared["maps"][0], (3, 16, 16, 16)))
+    assert "--reference once per class" in caplog.text
+
+
+def test_an_image_is_at_one_class_at_all_its_poses_when_classes_begin_alike():
+    index = jnp.asarray([3, 3, 3, 7, 7, 8] + list(range(100, 500)))
+    given = np.asarray(_random(jnp.zeros((len(index), 3)), jax.random.key(0), index))
+    assert np.all(given[:3] == given[0]) and np.all(given[3] == given[4]) and np.all(given.sum(1) == 1)
+    assert np.all(np.abs(given.mean(0) - 1 / 3) < 0.1)

@@ -7,14 +7,14 @@ from simulated import problem, simulated
 
 from hetmodels.families import Subspace
 from inference import EM
-from inference.component_null import Support, components_supported
+from inference.component_null import SupportedComponents, components_supported
 
 
 def test_components_count_until_the_first_that_noise_could_make():
-    found = Support(np.array([5.0, 3.0, 1.0, 4.0]), np.array([1.5, 2.0]))
+    found = SupportedComponents(np.array([5.0, 3.0, 1.0, 4.0]), np.array([1.5, 2.0]))
     assert found.line == 2.0 and found.supported == 2
-    assert Support(np.array([1.0]), np.array([2.0])).supported == 0
-    assert Support(np.array([3.0]), np.array([2.0])).supported == 1
+    assert SupportedComponents(np.array([1.0]), np.array([2.0])).supported == 0
+    assert SupportedComponents(np.array([3.0]), np.array([2.0])).supported == 1
     with pytest.raises(ValueError, match="draws must be at least 1"):
         components_supported(jax.random.key(0), None, EM(), draws=0)
 
