@@ -59,7 +59,8 @@ def grown_start(key: Array, engine: Any, problem: ParticleProblem) -> Shared:
     found = _moments(key, engine, low)
     if not bool(jnp.any(found["components"])):
         return _as_given(problem, raised(found, low, problem))
-    wide = jnp.maximum(found["components_tau2"], low.family.spectra(low.starting(key))[1:])
+    guess = low.family.spectra(dataclasses.replace(low, start={}).starting(key))[1:]
+    wide = jnp.maximum(found["components_tau2"], guess)
     low = dataclasses.replace(low, start=_as_given(low, found | {"components_tau2": wide}))
     state, held = engine.init(key, low), dataclasses.replace(engine, learn_spectrum=False)
     for number in range(_HELD + _FREE):
