@@ -62,7 +62,7 @@ def masked_by_data(
     folder.volumes.mkdir(exist_ok=True)
     write_map(folder.mask, region, particles.spacing)
     _log.info("components are masked: %.0f%% of the box, volumes/mask.mrc (--mask none: no mask)", 100 * region.mean())
-    start = {name: start[name] for name in ("map", "map_tau2", "noise")}  # components are found anew inside the mask
+    start = start | {"components": 0 * start["components"]}  # they are found anew inside the mask
     return dataclasses.replace(family, region=region), options | {"start": start}
 
 
