@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LONG = "04_hinge.py", "05_tail.py", "06_ligand.py", "07_walkthrough.py"  # two or three fits to compile for each
+# much to compile: two or three fits each, or chains
+LONG = "02_own_family.py", "04_hinge.py", "05_tail.py", "06_ligand.py", "07_walkthrough.py"
 EXAMPLES = [
     pytest.param(script, marks=[pytest.mark.slow] * (script.name in LONG), id=script.name)
     for script in sorted((ROOT / "examples").glob("*.py"))

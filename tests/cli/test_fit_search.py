@@ -39,7 +39,7 @@ def without_poses(star: Path, out: Path) -> None:
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     star = tmp_path_factory.mktemp("search") / "a.star"
-    words = "--phantom 1 --box 16 --pixel 10 -n 160 --shift-sd 6 --snr 1".split()
+    words = "--phantom 1 --box 16 --pixel 10 -n 100 --shift-sd 6 --snr 1".split()
     assert main(["simulate", str(star), *words]) == 0
     without_poses(star, star.with_name("bare.star"))
     return star

@@ -59,7 +59,8 @@ def test_bad_sizes_are_refused(wrong):
         NeuralField(**wrong)
 
 
-@pytest.mark.parametrize("dims", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # the command line fits one in the table of families and engines
+@pytest.mark.parametrize("dims", [0, 2])
 def test_a_fit_by_svi_keeps_what_is_needed_to_look_at_it(dims, tmp_path):
     data = simulated(n=60, size=12, pixel=16.0, snr=1.0)
     family = NeuralField(dims=dims, hidden=16, layers=1)

@@ -127,6 +127,7 @@ def test_order_of_particles_does_not_matter():
     assert np.abs(one - other).max() < 1e-3 * np.abs(one).max()
 
 
+@pytest.mark.slow
 def test_junk_is_found():
     data = simulated(n=1200, size=24, pixel=8.0, snr=0.5, seed=5)
     images = data.particles.images(np.arange(1200)).copy()
@@ -206,6 +207,7 @@ def test_classes_of_half_sets_are_matched():
     np.testing.assert_array_equal(matched(both, 3), [0, *(1 + matched(halves, 3))])
 
 
+@pytest.mark.slow
 def test_half_sets_that_begin_at_random_join_to_the_same_classes():
     made = simulated(n=1600, size=16, snr=0.3, states=2, seed=0)
     result = fit(Classes(classes=2), made.particles, EM(iterations=12), key=jax.random.key(0), halves=True)
