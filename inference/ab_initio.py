@@ -89,8 +89,8 @@ class AbInitio:
         maps = max(found, key=lambda pair: pair[1])[0]
         if task.family is not problem.family:
             _log.warning(
-                "classes begin from one map, every image at a class at random, and are as good as it is: with more "
-                "starts (engine.ab_initio.starts) it is surer, or give --reference once per class."
+                "classes begin from one map, every image at a class at random, and are as good as it is: a poor one "
+                "leaves them mixed. Give --reference once per class where there are maps."
             )
             maps = problem.family.from_maps(maps)
         if not problem.halves:

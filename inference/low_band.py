@@ -91,16 +91,12 @@ def _low(name: str, value: Any, frame: Frame, size: int, ratio: np.ndarray) -> A
         return jnp.asarray(value[:, : ratio.shape[1]] * ratio, jnp.float32)
     if name.endswith("tau2"):
         return jnp.asarray(value[..., : len(frame.power)] * (frame.size / size) ** 4)
-    return jnp.asarray(_crop(value, frame.size) if value.shape[-3:] == (size,) * 3 else value)
+    return jnp.asarray(resampled(value, frame.size) if value.shape[-3:] == (size,) * 3 else value)
 
 
 def _narrowed(family: Any, frame: Frame) -> Any:
     """The family on a smaller grid, its mask resampled."""
     changes: dict[str, Any] = {"frame": None}
     if getattr(family, "region", None) is not None:
-        changes["region"] = jnp.clip(jnp.asarray(_crop(np.asarray(family.region), frame.size)), 0, 1)
+        changes["region"] = jnp.clip(jnp.asarray(resampled(np.asarray(family.region), frame.size)), 0, 1)
     return framed(dataclasses.replace(family, **changes), frame)
-
-
-def _crop(maps: np.ndarray, box: int) -> np.ndarray:
-    return np.ascontiguousarray(resampled(maps, box))

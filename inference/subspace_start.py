@@ -1,6 +1,7 @@
 """Where EM starts a family with a Gaussian latent: the mean map, and the components of the moments' covariance."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from inference.covariance import ColumnSums, ProjectedSums, View, low_shell, ort
 from inference.low_band import lowered, raised
 from inference.mixture_step import first_gaussians
 
+_log = logging.getLogger("hetmodels.fit")
 _MOST = 20_000  # particles that are read for the start
 _RESOLUTION = 20.0  # of the covariance [Å]
 _SPARE = 8  # directions kept beyond those asked for, before the covariance is solved for exactly
@@ -62,8 +64,10 @@ def grown_start(key: Array, engine: Any, problem: ParticleProblem) -> Shared:
     guess = low.family.spectra(dataclasses.replace(low, start={}).starting(key))[1:]
     wide = jnp.maximum(found["components_tau2"], guess)
     low = dataclasses.replace(low, start=_as_given(low, found | {"components_tau2": wide}))
+    size, passes = low.particles.size, _HELD + _FREE
+    _log.info("components grow in a box of %d pixels for %d passes before the first one in full", size, passes)
     state, held = engine.init(key, low), dataclasses.replace(engine, learn_spectrum=False)
-    for number in range(_HELD + _FREE):
+    for number in range(passes):
         state = _pass(key, held if number < _HELD else engine, low, state, number)
     return _as_given(problem, raised(engine.draw(key, low, state), low, problem))
 

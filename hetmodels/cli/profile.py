@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--maps", type=Path, nargs="+", metavar="MAP.mrc", help="the maps of the path, in order")
     parser.add_argument("-n", type=number(int, 3), metavar="N", help="nodes along the axis (default 11)")
     parser.add_argument("--draws", type=number(int, 50), default=500, metavar="N", help="draws of each of 4 chains")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the chains")
+    parser.add_argument("--seed", type=number(int, 0), default=0, metavar="S", help="of the chains")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     json_option(parser)
 
