@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from simulated import winding_chain
 
 from hetmodels.data.particles import Particles
 from hetmodels.errors import DataError, UsageError
@@ -22,17 +23,9 @@ from inference import MAP, fit
 from inference.fitting import make_problem
 
 
-def chain(count=60, seed=0):
-    """Two compact domains of a winding chain, 3.8 Å from bond to bond."""
-    rng = np.random.default_rng(seed)
-    steps = rng.normal(size=(count, 3)) + np.where(np.arange(count)[:, None] < count // 2, 0.0, [0.8, 0, 0])
-    raw = np.cumsum(3.8 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
-    return raw - raw.mean(0)
-
-
 def test_hessian_is_that_of_the_energy():
     """Central differences of the energy, to 1e-6 of the largest element."""
-    rest, step = chain(12), 1e-3
+    rest, step = winding_chain(12), 1e-3
     cutoff = 12.0
     moves = step * np.eye(36).reshape(36, 12, 3)
     u = lambda *m: energy(rest + sum(m), rest, cutoff)  # noqa: E731
@@ -44,7 +37,7 @@ def test_hessian_is_that_of_the_energy():
 
 
 def test_modes_are_the_softest_motions_that_cost_energy():
-    rest = chain()
+    rest = winding_chain()
     values, modes = normal_modes(rest, 5)
     assert np.all(values > 0) and np.all(np.diff(values) >= 0)
     flat = modes.reshape(5, -1)
@@ -60,7 +53,7 @@ def test_modes_are_the_softest_motions_that_cost_energy():
 
 
 def test_blocks_of_one_are_free_atoms():
-    rest = chain()
+    rest = winding_chain()
     values, modes = normal_modes(rest, 5)
     again, same = normal_modes(rest, 5, blocks=np.arange(len(rest)))
     np.testing.assert_allclose(again, values, rtol=1e-10)
@@ -69,7 +62,7 @@ def test_blocks_of_one_are_free_atoms():
 
 @pytest.mark.parametrize("size", [2, 5, 10])
 def test_blocks_are_rigid_and_never_softer(size):
-    rest = chain()
+    rest = winding_chain()
     values, _ = normal_modes(rest, 5)
     blocks = np.arange(len(rest)) // size
     stiff, modes = normal_modes(rest, 5, blocks=blocks)
@@ -83,11 +76,11 @@ def test_blocks_are_rigid_and_never_softer(size):
 
 
 def test_what_hangs_loose_is_refused():
-    loose = np.concatenate([chain(), [[200.0, 0, 0]]])
+    loose = np.concatenate([winding_chain(), [[200.0, 0, 0]]])
     with pytest.raises(DataError, match="9 motions cost no energy.*raise the cutoff"):
         normal_modes(loose, 3)
     with pytest.raises(DataError, match="modes are asked for"):
-        normal_modes(chain(20), 100)
+        normal_modes(winding_chain(20), 100)
 
 
 def write_pdb(path, positions):
@@ -105,13 +98,13 @@ BOX, PIXEL, SPREAD, SNR = 16, 6.0, 2.0, 4.0
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """Images of a chain whose first two modes have amplitudes of about 2 Å, drawn atom by atom; with the truth."""
-    path = write_pdb(tmp_path_factory.mktemp("modes") / "a.pdb", chain(30))
+    path = write_pdb(tmp_path_factory.mktemp("modes") / "a.pdb", winding_chain(30))
     family = NormalModes(dims=2, structure=str(path), width=5.0)
     rng, disc, count = np.random.default_rng(0), Disc(BOX), 40
-    _, modes = normal_modes(chain(30), 2)
+    _, modes = normal_modes(winding_chain(30), 2)
     softness = np.asarray(family.laid_out(Frame(BOX, PIXEL, (1.0,) * disc.shells)).softness)
     z = SPREAD * softness * rng.normal(size=(count, 2))
-    moved = chain(30) + np.sqrt(30) * np.einsum("pk,kni->pni", z, modes)
+    moved = winding_chain(30) + np.sqrt(30) * np.einsum("pk,kni->pni", z, modes)
     rotation = np.asarray(uniform(jax.random.key(0), count))
     seen = np.einsum("pij,pnj->pni", rotation, moved)[..., :2]
     line = (np.arange(BOX) - BOX // 2) * PIXEL

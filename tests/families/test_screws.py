@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from test_normal_modes import chain, write_pdb
+from simulated import winding_chain
+from test_normal_modes import write_pdb
 
 from hetmodels.families import NormalModes
 from hetmodels.families.elastic_network import normal_modes
@@ -16,7 +17,7 @@ from hetmodels.testing import check_family
 
 
 def test_bonds_inside_blocks_are_kept_at_eight_angstrom():
-    rest, number = chain(60), np.arange(60) // 5
+    rest, number = winding_chain(60), np.arange(60) // 5
     _, modes = normal_modes(rest, 2, blocks=number)
     inside = np.flatnonzero(number[1:] == number[:-1])
     bond = lambda x: np.linalg.norm(np.diff(np.asarray(x), axis=0), axis=1)[inside]  # noqa: E731
@@ -56,7 +57,7 @@ def test_a_screw_is_the_exponential_of_its_twist():
 @pytest.mark.slow
 def test_the_family_moves_its_blocks_by_screws(tmp_path):
     """The bonds of the volume at 8 Å, its saved copy, and the family's protocol."""
-    path = write_pdb(tmp_path / "a.pdb", chain(60))
+    path = write_pdb(tmp_path / "a.pdb", winding_chain(60))
     family = NormalModes(dims=2, structure=str(path), block=5)
     check_family(family)
     family = framed(family, Frame(16, 8.0, (1.0,) * 8))

@@ -37,6 +37,14 @@ def uneven(size, pixel, seed=11):
     return Gaussians(*(jnp.asarray(x, jnp.float32) for x in (centres, weights, widths)))
 
 
+def winding_chain(count=60, seed=0):
+    """Two compact domains of a winding chain, 3.8 Å from bond to bond, (count, 3)."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(count, 3)) + np.where(np.arange(count)[:, None] < count // 2, 0.0, [0.8, 0, 0])
+    raw = np.cumsum(3.8 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+    return raw - raw.mean(0)
+
+
 def rotations(rng, n):
     q, _ = np.linalg.qr(rng.normal(size=(n, 3, 3)))
     return q * np.linalg.det(q)[:, None, None]

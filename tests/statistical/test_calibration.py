@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chi2, chisquare, norm
-from simulated import problem, simulated
+from simulated import problem, simulated, winding_chain
 
 from hetmodels.data.particles import Particles
 from hetmodels.families import Homogeneous, NormalModes, Subspace
@@ -103,14 +103,6 @@ def test_latents_of_a_subspace(contrast):
     uniform_all({"first": each[:, 0], "second": each[:, 1], "together": chi2.cdf(off, 2)})
 
 
-def two_domains(count=40, seed=0):
-    """A winding chain in two parts [Å], (count, 3)."""
-    rng = np.random.default_rng(seed)
-    steps = rng.normal(size=(count, 3)) + np.where(np.arange(count)[:, None] < count // 2, 0.0, [0.8, 0, 0])
-    raw = np.cumsum(3.8 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
-    return raw - raw.mean(0)
-
-
 def test_amplitudes_of_normal_modes_and_poses():
     """Two amplitudes and the pose of each image by a chain of its own: five numbers about the file's pose, and where
     the particle's axis points, which no choice of coordinates of the rotation changes.
@@ -118,7 +110,7 @@ def test_amplitudes_of_normal_modes_and_poses():
     Eight quantities of 512 images: a right sampler fails on 8 % of the seeds at most.
     """
     size, pixel, count, draws = 16, 4.5, 512, 31
-    rest = two_domains()
+    rest = winding_chain(40)
     values, modes = normal_modes(rest, 2)
     atoms = Gaussians(*(jnp.asarray(v, jnp.float32) for v in (rest, np.ones(40), np.full(40, 3.0))))
     softness = jnp.asarray(np.sqrt(values[0] / values), jnp.float32)
