@@ -222,31 +222,11 @@ class Job:
         """Maps to start from, on the data's grid, low-passed, and of the grey scale of the images."""
         if not self.args.reference:
             return None
-        import numpy as np
+        from hetmodels.cli.references import read_maps
 
-        from hetmodels.analysis import fourier
-        from hetmodels.data.maps import read_map
-        from hetmodels.initial import first_spectra, grey_scale
-
-        maps = []
-        for path in self.args.reference:
-            values, spacing, _ = read_map(path)
-            self._same_grid(path, fourier.check_map(values, str(path)).shape[0], spacing)
-            if self.args.ini_high:
-                gain = fourier.lowpass_gain(values.shape[0], self.particles.spacing, self.args.ini_high)
-                values = fourier.filtered(values, gain)
-            maps.append(values)
-        scale = grey_scale(np.stack(maps), first_spectra(self.particles)[1])
+        maps, scale = read_maps(self.args.reference, self.particles, self.args.ini_high)
         _log.info("the reference is multiplied by %.3g, which gives it the power of the images' signal", scale)
-        return scale * np.stack(maps)
-
-    def _same_grid(self, path: Path, size: int, spacing: float) -> None:
-        mine = self.particles
-        if size != mine.size or (spacing > 0 and abs(spacing / mine.spacing - 1) > 0.01):
-            raise DataError(
-                f"{path}: the map has {size} voxels of {spacing:.4g} Å, the particles {mine.size} pixels of "
-                f"{mine.spacing:.4g} Å; both must agree. Resample the map, or choose --box and --pixel to match."
-            )
+        return maps
 
     def _read_mask(self) -> Any:
         """The mask of the FSC, if one was given."""

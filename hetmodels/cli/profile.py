@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetmodels.cli.common import emit, json_option, new_folder, number
+from hetmodels.cli.references import read_maps
 from hetmodels.cli.run_folder import particles_of
-from hetmodels.errors import DataError, UsageError
+from hetmodels.errors import UsageError
 from hetmodels.run_directory import RunDirectory, write_text
 
 if TYPE_CHECKING:
@@ -79,19 +80,7 @@ def _path(posterior: "Posterior", particles: "Particles", args: argparse.Namespa
             )
         points = points_along(posterior, args.along, args.n or 11)
         return list(points), np.stack([posterior.map_at(z) for z in points.values()])
-    from hetmodels.data.maps import read_map
-    from hetmodels.initial import first_spectra, grey_scale
-
-    found = [read_map(path) for path in args.maps]
-    for path, one in zip(args.maps, found, strict=True):
-        size = one.values.shape[0]
-        if size != particles.size or abs(one.spacing / particles.spacing - 1) > 0.01:
-            raise DataError(
-                f"{path}: the map has {size} voxels of {one.spacing:.4g} Å, the particles {particles.size} pixels of "
-                f"{particles.spacing:.4g} Å; both must agree. Resample the map."
-            )
-    maps = np.stack([one.values for one in found])
-    return [path.name for path in args.maps], grey_scale(maps, first_spectra(particles)[1]) * maps
+    return [path.name for path in args.maps], read_maps(args.maps, particles)[0]
 
 
 def _scores(posterior: "Posterior", particles: "Particles", maps: "np.ndarray") -> "np.ndarray":
